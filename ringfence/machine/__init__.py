@@ -1,0 +1,1 @@
+"""Bare metal: a computer with nothing beneath it."""

@@ -1,0 +1,1 @@
+"""The chips: one per file. A chip knows offsets, its interrupt line and its back end; no address, no controller."""

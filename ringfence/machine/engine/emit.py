@@ -1,0 +1,507 @@
+"""The effects over LLVM values: one function being written.
+
+`Emit` writes a helper, which reports a trap to its caller; `Handler` writes a record's handler, which ends in a tail
+call of the next record's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ringfence.isa.paging import MISALIGNED, Access
+from ringfence.isa.spec import Insn
+from ringfence.isa.trap import Cause, S
+from ringfence.machine.engine import layout
+from ringfence.machine.engine.layout import CODE, RECORD, TABLE, Action, Geometry
+from ringfence.machine.hart import FIELDS
+from ringfence.word import Builder, Int, Ir, Word, low, select, sext, zext
+
+OFFSETS = {name: field.offset for name, field in (FIELDS | layout.FIELDS).items()}
+SIGNATURE = "(ptr %state, ptr %rec, i64 %steps, ptr %base, i64 %last)"
+
+
+class Ended(Exception):
+    """The block being written has ended: control does not come back."""
+
+
+class Emit:
+    """A helper function. A trap or a need of the reference is left in the state, and `failure` returned."""
+
+    failure = "ret i64 0"
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.b = Builder()
+        self.geometry = geometry
+
+    b: Builder
+    geometry: Geometry
+
+    # Values
+
+    def pointer(self, base: str, offset: int | Word) -> str:
+        return self.b.value(f"getelementptr i8, ptr {base}, i64 {offset}")
+
+    def peek(self, pointer: str, bits: int = 64, align: int | None = None) -> Word:
+        return self.b.op(f"load i{bits}, ptr {pointer}, align {align or bits // 8}", bits)
+
+    def poke(self, pointer: str, value: Word, align: int | None = None) -> None:
+        self.b.emit(f"store i{value.width} {value}, ptr {pointer}, align {align or value.width // 8}")
+
+    def address(self, word: Word) -> str:
+        """A host address as a pointer."""
+        return self.b.value(f"inttoptr i64 {word} to ptr")
+
+    def field(self, name: str) -> Word:
+        return self.peek(self.pointer("%state", OFFSETS[name]))
+
+    def set_field(self, name: str, value: Word) -> None:
+        self.poke(self.pointer("%state", OFFSETS[name]), value)
+
+    def machine(self, name: str) -> Word:
+        return self.peek(self.pointer(self.address(self.field("machine")), layout.MACHINE[name].offset))
+
+    def __getattr__(self, name: str) -> Word:
+        if name not in OFFSETS:
+            raise AttributeError(name)
+        if name == "fflags":
+            return self.field(name) | self.b.op("call i64 @host_flags(ptr %state)", 64)
+        return self.field(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in OFFSETS:
+            object.__setattr__(self, name, value)
+            return
+        self.set_field(name, value)
+        if name == "fflags":
+            self.b.emit("call void @host_flags_clear(ptr %state)")
+
+    # Control
+
+    def when(self, condition: Word, then: Callable[[], Any], otherwise: Callable[[], Any] | None = None) -> Any:
+        if isinstance(condition, Int):
+            return then() if condition.value else otherwise() if otherwise is not None else None
+        b = self.b
+        yes, no, join = b.fresh("then"), b.fresh("else"), b.fresh("join")
+        b.emit(f"br i1 {condition}, label %{yes}, label %{no}")
+        arms = []
+        for label, closure in ((yes, then), (no, otherwise)):
+            b.block(label)
+            try:
+                value = closure() if closure is not None else None
+                arms.append((value, b.label))
+                b.emit(f"br label %{join}")
+            except Ended:
+                pass
+        if not arms:
+            raise Ended
+        b.block(join)
+        if len(arms) == 1:
+            return arms[0][0]
+        (a, from_a), (c, from_c) = arms
+        if a is None:
+            return None
+        assert isinstance(a, Word) and isinstance(c, Word) and a.width == c.width
+        return b.op(f"phi i{a.width} [ {a}, %{from_a} ], [ {c}, %{from_c} ]", a.width)
+
+    def leave(self, action: int) -> NoReturn:
+        """The caller finds out why from `action`."""
+        self.set_field("action", Int(action))
+        self.b.emit(self.failure)
+        raise Ended
+
+    def leave_with(self, action: Word) -> NoReturn:
+        self.set_field("action", action)
+        self.b.emit(self.failure)
+        raise Ended
+
+    def trap(self, cause: Word | int, tval: Word | int = 0) -> NoReturn:
+        self.set_field("cause", cause if isinstance(cause, Word) else Int(int(cause)))
+        self.set_field("tval", tval if isinstance(tval, Word) else Int(tval))
+        self.leave(Action.TRAP)
+
+    def rare(self) -> NoReturn:
+        self.leave(Action.EMULATE)
+
+    illegal = rare
+    timer = rare
+    protection = rare
+
+    # What walks, traps and CSRs ask for
+
+    def regime(self) -> None:
+        self.b.emit("call void @regime(ptr %state)")
+
+    def float_state(self) -> None:
+        self.b.emit("call void @float_state(ptr %state)")
+
+    def steps(self) -> Word:
+        return Ir("%steps", 64, self.b)
+
+    def time(self) -> Word:
+        return self.b.op(f"call i64 @mtime(ptr %state, i64 {self.steps()})", 64)
+
+    def frame(self, pa: Word) -> tuple[Word, Word]:
+        """(offset in RAM, frame number) of a physical address; what is not RAM is the reference's."""
+        offset = pa - self.machine("ram_base")
+        self.when(offset >= self.machine("ram_size"), self.rare)
+        return offset, offset >> 12
+
+    def permitted(self, frame: Word, bit: Word) -> None:
+        """The reference decides where the frame as a whole does not grant the permission."""
+        permissions = self.peek(self.address(self.field("permissions") + frame), 8)
+        self.when(low(zext(permissions) >> bit, 1) == 0, self.rare)
+
+    def load_pte(self, pa: Word, va: Word, level: int, access: int) -> Word:
+        offset, frame = self.frame(pa)
+        self.permitted(frame, Int(0))
+        span = 12 + 9 * (level + 1)
+        part = va & -(1 << span) | level + 1
+        known = self.peek(self.address(self.machine("tables") + (frame << 3)))
+        flags = self.peek(self.address(self.machine("flags") + frame), 8)
+        ready = ((flags & TABLE) != 0) & (known == part)
+        self.when(ready ^ 1, lambda: self.b.emit(f"call void @mark_table(ptr %state, i64 {frame}, i64 {part})"))
+        self.poke(self.address(self.machine("writes") + (frame << 1)), Int(0, 16))
+        return self.peek(self.address(self.machine("ram_host") + offset))
+
+    def store_pte(self, pa: Word, value: Word, va: Word, access: int) -> None:
+        offset, frame = self.frame(pa)
+        self.permitted(frame, Int(1))
+        flags = self.peek(self.address(self.machine("flags") + frame), 8)
+        self.when((flags & CODE) != 0, self.rare)
+        self.poke(self.address(self.machine("ram_host") + offset), value)
+
+    def text(self, header: str) -> str:
+        return "\n".join([f"define {header} {{", *self.b.lines, "}", ""])
+
+
+class Handler(Emit):
+    """A record's handler. `length`: of the instruction, in bytes; `near`: how a branch reaches its target; `twin`:
+    the handler that an access goes to, to begin again, where its TLB misses. One without a twin calls the slow path
+    itself.
+    """
+
+    def __init__(self, geometry: Geometry, length: int, near: str = "far", twin: str | None = None) -> None:
+        super().__init__(geometry)
+        self.rec = "%rec"
+        self.count: Word = Ir("%steps", 64, self.b)
+        self.begin(length, near, twin)
+
+    rec: str
+    count: Word
+    length: int
+    near: str
+    twin: str | None
+    check: bool
+    again: bool
+    transfer: tuple[str, Word | None]
+
+    def begin(self, length: int, near: str = "far", twin: str | None = None) -> None:
+        """The instruction that `rec` holds."""
+        self.length, self.near, self.twin = length, near, twin
+        self.check = self.again = False
+        self.transfer = ("next", None)
+        self.last: Word | str = "poison"
+
+    def steps(self) -> Word:
+        return self.count
+
+    def tail(
+        self, callee: str, rec: str | None = None, steps: Word | None = None, last: Word | str = "poison"
+    ) -> NoReturn:
+        result = self.b.value(
+            f"musttail call preserve_nonecc i64 {callee}(ptr %state, ptr {rec or self.rec}, "
+            f"i64 {self.count if steps is None else steps}, ptr %base, i64 {last})"
+        )
+        self.b.emit(f"ret i64 {result}")
+        raise Ended
+
+    def leave(self, action: int) -> NoReturn:
+        self.set_field("action", Int(action))
+        self.tail("@leave")
+
+    # Operands, from the record
+
+    def byte(self, at: int) -> Word:
+        return zext(self.peek(self.pointer(self.rec, at), 8))
+
+    def immediate(self) -> Word:
+        return self.b.op(f"sext i32 {self.peek(self.pointer(self.rec, 8), 32)} to i64", 64)
+
+    def register(self, at: int, file: str) -> str:
+        index = self.byte(at)
+        return self.b.value(f"getelementptr i64, ptr {self.pointer('%state', OFFSETS[file])}, i64 {index}")
+
+    def pc(self) -> Word:
+        place = self.b.op(f"ptrtoint ptr {self.rec} to i64", 64)
+        return self.page_va + (place - self.page_base >> 3)
+
+    def operand(self, row: Insn, name: str) -> Word:
+        if name in ("rs1", "rs2"):
+            return self.peek(self.register(13 if name == "rs1" else 14, "x"))
+        if name in ("fs1", "fs2", "fs3"):
+            return self.peek(self.register({"fs1": 13, "fs2": 14, "fs3": 15}[name], "f"))
+        if name == "uimm":
+            return self.byte(13)
+        if name == "rm":
+            return low(self.immediate(), 3)
+        return self.immediate()
+
+    # Going on
+
+    def handler_at(self, place: str) -> str:
+        """The handler whose distance from the decoder is at `place`."""
+        delta = sext(self.peek(place, 32))
+        return self.b.value(f"getelementptr i8, ptr %base, i64 {delta}")
+
+    def go(self, rec: str, steps: Word) -> NoReturn:
+        """Jump to a record of the page."""
+        self.tail(self.handler_at(rec), rec, steps)
+
+    def go_on(self, steps: Word) -> NoReturn:
+        """On to the record of the next instruction, with the handler that this record has linked to it."""
+        handler = self.handler_at(self.pointer(self.rec, layout.NEXT))
+        self.tail(handler, self.pointer(self.rec, RECORD * self.length // 2), steps, self.last)
+
+    def goto(self, pc: Word, steps: Word, check: bool) -> NoReturn:
+        """To any address, through the fetch TLB."""
+        g = self.geometry
+        page = pc & -4096
+        entry = self.pointer(self.address(self.fetch_tlb), (pc >> 12 & g.sets - 1) << 4)
+        ready = self.peek(entry) == page
+        if check:
+            ready = ready & (steps < self.limit)
+        if self.check:
+            ready = ready & (((self.mip | self.lines) & self.mie) == 0)
+
+        def hit() -> None:
+            first = self.peek(self.pointer(entry, 8))
+            self.page_va, self.page_base = page, first
+            self.go(self.address(first + ((pc & 4095) << 3)), steps)
+
+        def other() -> None:
+            self.set_field("pc", pc)
+            self.tail("@attention" if check else "@fetch", steps=steps)
+
+        self.when(ready, hit, other)
+        raise AssertionError
+
+    def write(self, row: Insn, result: Word | None) -> None:
+        """Write what the meaning returned."""
+        if result is not None:
+            self.poke(self.register(12, "x" if "rd" in row.fields else "f"), result)
+            if "rd" in row.fields:
+                self.last = result
+
+    def finish(self) -> None:
+        """Go on to what follows."""
+        steps = self.steps() + 1
+        kind, word = self.transfer
+        if kind == "jump":
+            assert word is not None
+            self.goto(word, steps, True)
+        if kind == "branch":
+            if word is None:
+                self._taken(steps)
+            else:
+                self.when(word, lambda: self._taken(steps), lambda: self._next(steps))
+        else:
+            self._next(steps)
+
+    def _next(self, steps: Word) -> None:
+        if self.again or self.check:
+            pc = self.pc() + self.length
+            if not self.check:
+                self.when((pc & 4095) < self.length, lambda: self.goto(pc, steps, True))  # a page is entered
+                self.goto(pc, steps, False)
+            self.set_field("pc", pc)
+            waiting = ((self.mip | self.lines) & self.mie) != 0
+            attention = waiting | (steps >= self.limit)
+            self.when(attention, lambda: self.tail("@attention", steps=steps))
+            if self.again:
+                self.tail("@fetch", steps=steps)
+        self.go_on(steps)
+
+    def _taken(self, steps: Word) -> None:
+        if self.near == "far":
+            self.goto(self.pc() + self.immediate(), steps, True)
+        rec = self.pointer(self.rec, self.immediate())
+        if self.near == "backward":
+
+            def late() -> None:
+                place = self.b.op(f"ptrtoint ptr {rec} to i64", 64)
+                self.set_field("pc", self.page_va + (place - self.page_base >> 3))
+                self.tail("@attention", steps=steps)
+
+            self.when(steps >= self.limit, late)
+        self.go(rec, steps)
+
+    # m
+
+    def _host(self, va: Word, size: int, write: bool, aligned: bool = False) -> str:
+        """The host address of an access: a TLB hit, or the slow path, which may not come back."""
+        g, b = self.geometry, self.b
+        entry = self.pointer(
+            self.address(self.data_tlb), ((va >> 12 & g.sets - 1) << 4) + (g.sets * 16 if write else 0)
+        )
+        tag = self.peek(entry)
+        hit = (va & (-4096 | size - 1)) == tag
+
+        def slow() -> Word:
+            if self.twin is not None:
+                self.tail(f"@{self.twin}")
+            if aligned:
+                misaligned = (va & size - 1) != 0
+                self.when(misaligned, lambda: self.trap(MISALIGNED[Access.STORE if write else Access.LOAD], va))
+            name = "slow_store" if write else "slow_load"
+            host = b.op(f"call i64 @{name}(ptr %state, i64 {va}, i64 {size})", 64)
+            self.when(host == 0, lambda: self.tail("@leave"))
+            return host
+
+        return self.address(self.when(hit, lambda: va + self.peek(self.pointer(entry, 8)), slow))
+
+    def load(self, va: Word, bits: int) -> Word:
+        return self.peek(self._host(va, bits // 8, False), bits, 1)
+
+    def store(self, va: Word, value: Word) -> None:
+        self.poke(self._host(va, value.width // 8, True), value, 1)
+
+    def amo(self, va: Word, bits: int, change: Callable[[Word], Word]) -> Word:
+        host = self._host(va, bits // 8, True, aligned=True)
+        old = self.peek(host, bits)
+        self.poke(host, change(old))
+        return old
+
+    def _granule(self, host: str) -> Word:
+        """The reservation's name of a place in RAM: its physical address."""
+        place = self.b.op(f"ptrtoint ptr {host} to i64", 64)
+        return place - self.machine("ram_host") + self.machine("ram_base") & -64
+
+    def load_reserved(self, va: Word, bits: int) -> Word:
+        host = self._host(va, bits // 8, False, aligned=True)
+        self.reservation = self._granule(host)
+        return self.peek(host, bits)
+
+    def store_conditional(self, va: Word, value: Word) -> Word:
+        host = self._host(va, value.width // 8, True, aligned=True)
+        held = self.reservation == self._granule(host)
+        self.reservation = Int(-1)
+        self.when(held, lambda: self.poke(host, value))
+        return zext(held ^ 1)
+
+    def zero_block(self, va: Word) -> None:
+        host = self._host(va & -64, 64, True)
+        for n in range(0, 64, 8):
+            self.poke(self.pointer(host, n), Int(0))
+
+    def touch(self, va: Word) -> None:
+        """Where a load is permitted nothing more is asked; the reference sees to the rest."""
+        g = self.geometry
+        entry = self.pointer(self.address(self.data_tlb), (va >> 12 & g.sets - 1) << 4)
+
+        def slow() -> None:
+            host = self.b.op(f"call i64 @slow_load(ptr %state, i64 {va & -64}, i64 64)", 64)
+            self.when(host == 0, self.rare)
+
+        self.when(self.peek(entry) != va & -4096, slow)
+
+    def branch(self, offset: Word, when: Word | None = None) -> None:
+        self.transfer = ("branch", when)
+
+    def jump(self, target: Word) -> None:
+        self.transfer = ("jump", target)
+
+    # h
+
+    def check_point(self) -> None:
+        self.check = True
+
+    def refetch(self) -> None:
+        self.again = True
+
+    def wait(self) -> None:
+        """A hart with an interrupt pending goes on at once, as idle loops with interrupts off rely on."""
+
+        def leave() -> None:
+            self.waiting = Int(1)
+            self.set_field("pc", self.pc() + self.length)
+            self.set_field("action", Int(Action.WAIT))
+            self.set_field("steps", self.steps() + 1)
+            self.b.emit("ret i64 0")
+            raise Ended
+
+        self.when(((self.mip | self.lines) & self.mie) == 0, leave)
+        self.check = True
+
+    def environment_call(self) -> NoReturn:
+        priv = self.priv
+        self.when((priv == S) & (self.firmware != 0), self.rare)
+        self.trap(priv + Cause.ECALL_U)
+
+    # f
+
+    def mode(self, rm: Word) -> Word:
+        if isinstance(rm, Int) and rm.value != 7:
+            if rm.value > 4:
+                self.rare()
+            return rm
+        frm = low(self.frm, 3)
+        mode = frm if isinstance(rm, Int) else select(rm == 7, frm, rm)
+        self.when(mode > 4, self.rare)
+        return mode
+
+    def raise_flags(self, flags: Word) -> None:
+        self.set_field("fflags", self.field("fflags") | zext(flags))
+
+    def _arithmetic(self, name: str, rm: Word, *operands: Word) -> Word:
+        b, width = self.b, operands[0].width
+        kind = {32: "float", 64: "double"}
+        values = [b.value(f"bitcast i{width} {o} to {kind[width]}") for o in operands]
+        static = not isinstance(rm, Int)
+        if static:
+            self.when((rm > 3) & (rm != 7), self.rare)
+            mode = select(rm == 7, low(self.frm, 3), rm)
+            b.emit(f"call void @host_rounding(ptr %state, i64 {zext(mode)})")
+        result_width = 32 if name == "fptrunc" else width
+        types = ", ".join(f"{kind[width]} {v}" for v in values)
+        overload = f"f{result_width}.f{width}" if name == "fptrunc" else f"f{width}"
+        value = b.value(
+            f"call {kind[result_width]} @llvm.experimental.constrained.{name}.{overload}({types}, "
+            'metadata !"round.dynamic", metadata !"fpexcept.strict") strictfp'
+        )
+        if static:
+            b.emit(f"call void @host_rounding(ptr %state, i64 {self.frm})")
+        bits = b.op(f"bitcast {kind[result_width]} {value} to i{result_width}", result_width)
+        exponent, canonical = (
+            (0x7F800000, 0x7FC00000) if result_width == 32 else (0x7FF << 52, 0xFFF << 51 & ~(1 << 63))
+        )
+        is_nan = (bits & (1 << result_width - 1) - 1) > exponent
+        return select(is_nan, Int(canonical, result_width), bits)
+
+    def add(self, a: Word, b: Word, rm: Word) -> Word:
+        return self._arithmetic("fadd", rm, a, b)
+
+    def sub(self, a: Word, b: Word, rm: Word) -> Word:
+        return self._arithmetic("fsub", rm, a, b)
+
+    def mul(self, a: Word, b: Word, rm: Word) -> Word:
+        return self._arithmetic("fmul", rm, a, b)
+
+    def div(self, a: Word, b: Word, rm: Word) -> Word:
+        return self._arithmetic("fdiv", rm, a, b)
+
+    def sqrt(self, a: Word, rm: Word) -> Word:
+        return self._arithmetic("sqrt", rm, a)
+
+    def fma(self, a: Word, b: Word, c: Word, rm: Word) -> Word:
+        """Some hosts do not signal infinity times zero plus a quiet NaN, so that is seen to here."""
+        infinity = 0x7F800000 if a.width == 32 else 0x7FF << 52
+        magnitude = (1 << a.width - 1) - 1
+        a0, b0 = a & magnitude, b & magnitude
+        invalid = (a0 == infinity) & (b0 == 0) | (a0 == 0) & (b0 == infinity)
+        result = self._arithmetic("fma", rm, a, b, c)
+        self.raise_flags(select(invalid, Int(16, 5), Int(0, 5)))
+        return result
+
+    def narrow(self, a: Word, rm: Word) -> Word:
+        return self._arithmetic("fptrunc", rm, a)

@@ -1,0 +1,121 @@
+"""Where native code finds things: the engine's fields behind a hart's own, the TLBs, the machine block, code pages.
+
+    hart block     [state of machine.hart | engine fields | data TLBs | fetch TLBs]    one stride apart
+    data TLB       a slot a regime: SETS read entries, then SETS write entries
+    fetch TLB      a slot a regime: SETS entries
+    TLB entry      (tag: page of the va, all ones: none; addend: va + addend is the host address, or for fetches the
+    first record) code page      [header | 2048 records of a halfword each | the record behind them: entering the next
+    page] record         (handler - decoder, next instruction's handler - decoder, immediate: 4 bytes each; rd, rs1,
+    rs2, rs3: a byte each)
+
+A handler passes what it wrote to rd on in a register. The next instruction's handler, which a record links to at its
+first execution, is the one that takes rs1 or rs2 from there where they name that rd. In front of each handler lie the
+distances of these (`LINKS`).
+"""
+
+from __future__ import annotations
+
+from ringfence.machine.hart import SIZE, table
+
+SLOTS = 16
+"""Regimes that a TLB keeps."""
+ENTRY = 16
+WATCHED_PAGES = 8
+"""The most pages with watchpoints in them: a TLB miss looks through a list of so many."""
+RECORD = 16
+RECORDS = 2048
+NEXT = 4
+"""In a record: how the next instruction's handler is found."""
+LINKS = {"rs1": -16, "rs2": -12, "both": -8}
+GIVES = -4
+"""In front of a handler: the handlers that take an operand from the last result; whether it gives one."""
+HEADER = 112
+CODE_PAGE = HEADER + (RECORDS + 1) * RECORD
+HOST_PAGE, FRAME_NUMBER = -16, -8
+"""In the header, from the first record: the frame's host address, its number."""
+
+FIELDS = table(
+    [
+        ("limit", 1),  # compared with the steps at check points; 0 asks for attention
+        ("deadline", 1),
+        ("kick", 1),
+        ("steps", 1),  # on the way in and out
+        ("action", 1),  # why native code leaves: Action
+        ("cause", 1),
+        ("tval", 1),
+        ("page_va", 1),  # the virtual page that is executed,
+        ("page_base", 1),  # and its first record: with a record's place they give the pc
+        ("data_tlb", 1),
+        ("fetch_tlb", 1),
+        ("data_key", 1),
+        ("fetch_key", 1),
+        ("data_next", 1),  # the slot that is given up next
+        ("fetch_next", 1),
+        ("float_slow", 1),  # the reference's are, bit 0: all floating-point rows; 1: those that change its state
+        ("host_control", 1),  # the host's floating-point control register while native code runs
+        ("control", 1),
+        ("clock_host", 1),  # 0: virtual
+        ("clock_step_ns", 1),
+        ("clock_base_ns", 1),  # idle time; or the host's time at guest time 0
+        ("clock_offset", 1),  # ticks
+        ("timespec", 2),
+        ("permissions", 1),  # a byte a frame: R W X below M in bits 0 to 2, in M in bits 4 to 6
+        ("machine", 1),
+        ("scratch", 8),  # records of the instruction across a page's end
+        ("data_keys", SLOTS),
+        ("fetch_keys", SLOTS),
+    ],
+    SIZE,
+)
+TLBS = 4096
+assert max(f.offset + 8 * f.count for f in FIELDS.values()) <= TLBS
+
+MACHINE = table(
+    [
+        ("ram_host", 1),
+        ("ram_base", 1),
+        ("ram_size", 1),
+        ("flags", 1),  # a byte a frame
+        ("code", 1),  # 8 bytes a frame: its first record, or 0
+        ("tables", 1),  # 8 bytes a frame: of which part of the address space it was walked as a table
+        ("writes", 1),  # 2 bytes a frame: slow writes since something was last derived
+        ("code_next", 1),
+        ("code_end", 1),
+        ("harts", 1),
+        ("hart_count", 1),
+        ("breaks", 32),  # a bit a halfword of a page: an instruction there is the reference's
+        ("watching", 1),  # how many there are
+        ("watched", WATCHED_PAGES),  # of these pages: accesses to them are the reference's
+    ]
+)
+
+CODE, TABLE, WRITABLE = 1, 2, 4
+"""Frame flags: decoded code was taken from it; a walk read it; it may be in a write TLB."""
+RETIRE_CODE, RETIRE_TABLE = 1024, 64
+"""Slow writes with nothing derived between them after which a frame is plain again."""
+
+
+class Action:
+    """Why native code left."""
+
+    NONE = 0
+    DEADLINE = 1  # a check point at or behind the deadline
+    KICK = 2  # a check point, and somebody asked
+    WAIT = 3  # a check point, and the hart waits
+    EMULATE = 4  # one instruction is the reference's
+    TRAP = 5  # (inside) an exception is to be taken
+    FULL = 6  # no code page is left
+    PLAIN = 7  # the frame of physical address `cause` is to be plain again
+
+
+class Geometry:
+    """Sizes that follow from the number of TLB sets."""
+
+    def __init__(self, sets: int = 256) -> None:
+        if sets & sets - 1 or sets < 1:
+            raise ValueError("TLB sets: a power of two")
+        self.sets = sets
+        self.fetch_slot = sets * ENTRY
+        self.data_slot = 2 * sets * ENTRY
+        self.fetch_tlbs = TLBS + SLOTS * self.data_slot
+        self.stride = (self.fetch_tlbs + SLOTS * self.fetch_slot + 4095) & ~4095

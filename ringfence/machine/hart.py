@@ -1,0 +1,169 @@
+"""The hart's state: one table, from which come the native layout, register names, snapshots, the debugger's view and
+the hash.
+
+Every field is 64 bits, little-endian, in one block a hart. The engine keeps its own fields behind `SIZE` in the same
+block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ringfence.isa.csr import ENVCFG_RESET, STATUS_FIXED
+from ringfence.isa.spec import F_NAMES, X_NAMES
+from ringfence.isa.trap import M
+
+
+@dataclass(frozen=True)
+class Field:
+    """`count` words at byte `offset` of the block."""
+
+    name: str
+    offset: int
+    count: int
+
+
+def table(rows: list[tuple[str, int]], start: int = 0) -> dict[str, Field]:
+    """Fields one behind the other from byte `start`."""
+    fields = {}
+    for name, count in rows:
+        fields[name] = Field(name, start, count)
+        start += 8 * count
+    return fields
+
+
+FIELDS = table(
+    [
+        ("x", 33),  # x[32] takes what is written to x0
+        ("f", 32),
+        ("pc", 1),
+        ("priv", 1),
+        ("virt", 1),  # V of the hypervisor extension: 0
+        ("mhartid", 1),
+        ("mstatus", 1),
+        ("medeleg", 1),
+        ("mideleg", 1),
+        ("mie", 1),
+        ("mip", 1),  # the bits that software writes
+        ("lines", 1),  # the bits of mip that devices and timers drive
+        ("mtvec", 1),
+        ("mscratch", 1),
+        ("mepc", 1),
+        ("mcause", 1),
+        ("mtval", 1),
+        ("mcounteren", 1),
+        ("mcountinhibit", 1),
+        ("menvcfg", 1),
+        ("mcycle", 1),  # what to add to the steps; the counter itself while inhibited
+        ("minstret", 1),
+        ("stvec", 1),
+        ("scounteren", 1),
+        ("sscratch", 1),
+        ("sepc", 1),
+        ("scause", 1),
+        ("stval", 1),
+        ("satp", 1),
+        ("senvcfg", 1),
+        ("stimecmp", 1),
+        ("fflags", 1),
+        ("frm", 1),
+        ("pmpcfg0", 1),
+        ("pmpcfg2", 1),
+        ("pmpaddr", 16),
+        ("reservation", 1),  # the physical address of the 64-byte granule, or all ones
+        ("waiting", 1),  # in WFI
+        ("stopped", 1),  # by SBI HSM, or not yet started
+        ("away", 1),  # the machine's steps when its last turn ended
+        ("firmware", 1),  # ECALL from S is the built-in SBI's
+    ]
+)
+for _n in range(16):
+    FIELDS[f"pmpaddr{_n}"] = Field(f"pmpaddr{_n}", FIELDS["pmpaddr"].offset + 8 * _n, 1)
+
+SIZE = 1280
+assert max(f.offset + 8 * f.count for f in FIELDS.values()) <= SIZE
+
+_REGISTERS = {name: ("x", n) for n, name in enumerate(X_NAMES)} | {name: ("f", n) for n, name in enumerate(F_NAMES)}
+_REGISTERS |= {f"x{n}": ("x", n) for n in range(32)} | {f"f{n}": ("f", n) for n in range(32)} | {"fp": ("x", 8)}
+
+
+class Hart:
+    """A hart's state by name: `hart.pc`, `hart.mstatus`, `hart.x[10]`, `hart["a0"]`. Values are unsigned, 64 bits."""
+
+    __slots__ = ("block", "number", "words")
+    block: memoryview
+    number: int
+    words: memoryview
+
+    def __init__(self, number: int, block: memoryview) -> None:
+        """`block`: at least SIZE bytes, writable."""
+        object.__setattr__(self, "number", number)
+        object.__setattr__(self, "block", block)
+        object.__setattr__(self, "words", block.cast("Q"))
+        self.reset()
+
+    def reset(self) -> None:
+        for n in range(SIZE // 8):
+            self.words[n] = 0
+        self.priv = M
+        self.mhartid = self.number
+        self.mstatus = STATUS_FIXED
+        self.menvcfg = ENVCFG_RESET
+        self.stimecmp = (1 << 64) - 1
+        self.reservation = (1 << 64) - 1
+
+    def move(self, block: memoryview) -> None:
+        """Keep the state in another block from now on."""
+        block[:SIZE] = self.block[:SIZE]
+        object.__setattr__(self, "block", block)
+        object.__setattr__(self, "words", block.cast("Q"))
+
+    def __getattr__(self, name: str) -> int:
+        try:
+            return self.words[FIELDS[name].offset >> 3]
+        except KeyError:
+            raise AttributeError(f"a hart has no {name}") from None
+
+    def __setattr__(self, name: str, value: int) -> None:
+        field = FIELDS.get(name)
+        if field is None or field.count != 1:
+            raise AttributeError(f"a hart has no {name} to set")
+        self.words[field.offset >> 3] = value & 0xFFFF_FFFF_FFFF_FFFF
+
+    @property
+    def x(self) -> memoryview:
+        """The integer registers. x[0] must stay 0."""
+        return self.words[0:32]
+
+    @property
+    def f(self) -> memoryview:
+        at = FIELDS["f"].offset >> 3
+        return self.words[at : at + 32]
+
+    def __getitem__(self, name: str) -> int:
+        """A register or CSR field by its name in assembly. Raises KeyError."""
+        if name in _REGISTERS:
+            array, n = _REGISTERS[name]
+            return self.words[(FIELDS[array].offset >> 3) + n]
+        return self.words[FIELDS[name].offset >> 3]
+
+    def __setitem__(self, name: str, value: int) -> None:
+        if name in _REGISTERS:
+            array, n = _REGISTERS[name]
+            if (array, n) != ("x", 0):
+                self.words[(FIELDS[array].offset >> 3) + n] = value & 0xFFFF_FFFF_FFFF_FFFF
+        else:
+            setattr(self, name, value)
+
+    def architectural(self) -> Iterator[tuple[str, int]]:
+        """Every field's words in table order, as (name, value); arrays as name[n]. What hashes and snapshots read."""
+        for name, field in FIELDS.items():
+            if name.startswith("pmpaddr") and field.count == 1:
+                continue
+            for n in range(field.count):
+                if (name, n) != ("x", 32):
+                    yield (f"{name}[{n}]" if field.count > 1 else name), self.words[(field.offset >> 3) + n]
+
+    def __repr__(self) -> str:
+        return f"<hart {self.number}: pc {self.pc:#x}, {'US?M'[self.priv]}-mode>"

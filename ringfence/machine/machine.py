@@ -1,0 +1,422 @@
+"""The computer: harts that take turns, a clock, a bus; and what a machine is to whoever uses it.
+
+Steps = instructions retired + traps taken, of all harts together. Interrupts are taken, events carried out and turns
+changed only at check points (docs/model.md), so that a run does not depend on the engine, and a run of n steps can
+stop and go on anywhere.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from ringfence.errors import MachineError
+from ringfence.isa.csr import STCE
+from ringfence.isa.trap import Irq
+from ringfence.machine.bus import Bus
+from ringfence.machine.clock import NEVER, Alarm, Clock
+from ringfence.machine.device.aclint import Aclint
+from ringfence.machine.device.device import Device
+from ringfence.machine.digest import Transcript, digest
+from ringfence.machine.engine.layout import WATCHED_PAGES
+from ringfence.machine.engine.reference import Known
+from ringfence.machine.exit import Break, Budget, Deadline, Exit, Idle, PowerOff, Stopped
+from ringfence.machine.hart import Hart
+from ringfence.machine.memory import Ram
+from ringfence.machine.stops import Watch, pages
+
+CHECK_SPAN = 2048
+"""The most steps from one check point to the next: a page has so many instructions, and entering a page is one."""
+
+
+STRETCH = 50_000_000
+"""The most steps of native code at a time: Python's signal handlers run between them."""
+
+
+class Interruptible:
+    """While a machine runs in the main thread, Ctrl-C lets it come to a stop, and is raised then."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._came = self._ours = False
+
+    def _handle(self, number: int, frame: object) -> None:
+        self._came = True
+        self._stop()
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._ours:
+            signal.signal(signal.SIGINT, self._handle)
+
+    def __exit__(self, *raised: object) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._came:
+            raise KeyboardInterrupt
+
+
+class Engine(Protocol):
+    """What runs a hart."""
+
+    def run(self, hart: Hart, deadline: int) -> bool:
+        """Run to the first check point at or behind `deadline` steps; or to an earlier one where an interrupt may be
+        pending, the hart waits or the machine needs its computer; or to any place where it does, which is behind an
+        instruction that set `wanted`, and before one at a breakpoint. True: the hart stands at a check point that is
+        still to be seen to.
+        """
+        ...
+
+    def kick(self) -> None:
+        """Make `run` return soon; from any thread."""
+        ...
+
+    def protection(self, hart: Hart) -> None:
+        """Protection or configuration of translation has changed."""
+        ...
+
+    def stops(self, breakpoints: Iterable[int], watched: Sequence[int]) -> None:
+        """From now on leave instructions at these addresses, and data accesses to these pages, to the reference."""
+        ...
+
+
+class Firmware(Protocol):
+    """What answers ECALL from S-mode where no M-mode program does."""
+
+    def call(self, hart: Hart) -> None: ...
+
+
+class HartLine:
+    """A wire into a hart's mip."""
+
+    __slots__ = ("_bit", "_hart")
+
+    def __init__(self, hart: Hart, irq: Irq) -> None:
+        self._hart, self._bit = hart, 1 << irq
+
+    def set(self, level: bool) -> None:
+        self._hart.lines = self._hart.lines | self._bit if level else self._hart.lines & ~self._bit
+
+
+class SupervisorTimers(Device):
+    """Sstc: each hart's stimecmp against mtime, driving STIP while menvcfg.STCE is set."""
+
+    def __init__(self, clock: Clock, aclint: Aclint, harts: list[Hart]) -> None:
+        self.clock, self.aclint, self.harts = clock, aclint, harts
+        super().__init__()
+
+    def event(self, kind: str, number: int) -> None:
+        self.update(self.harts[number])
+
+    def update(self, hart: Hart) -> None:
+        line = HartLine(hart, Irq.STI)
+        if not hart.menvcfg >> STCE & 1:
+            line.set(False)
+            self.clock.cancel(self, "stimecmp", hart.number)
+            return
+        missing = hart.stimecmp - self.aclint.mtime()
+        line.set(missing <= 0)
+        now_ticks = self.clock.now() // 100
+        if 0 < missing < 1 << 55:
+            self.clock.at((now_ticks + missing) * 100, self, "stimecmp", hart.number)
+        else:
+            self.clock.cancel(self, "stimecmp", hart.number)
+
+
+class Turns:
+    """The lengths of turns, in steps: always `length`, or drawn from a seed between 1 and twice that."""
+
+    def __init__(self, length: int, seed: int | None) -> None:
+        self.length = length
+        self.state = None if seed is None else (seed * 2 + 1) & 0xFFFF_FFFF_FFFF_FFFF
+
+    def draw(self) -> int:
+        if self.state is None:
+            return self.length
+        x = self.state  # xorshift64 (Marsaglia 2003)
+        x ^= x << 13 & 0xFFFF_FFFF_FFFF_FFFF
+        x ^= x >> 7
+        x ^= x << 17 & 0xFFFF_FFFF_FFFF_FFFF
+        self.state = x
+        return 1 + x % (2 * self.length)
+
+
+class Computer:
+    """Bare metal. Made by a board (`machine.board.virt`), which wires it."""
+
+    def __init__(
+        self, ram: Ram, clock: Clock, harts: list[Hart], *, turn: int = 20_000, seed: int | None = None
+    ) -> None:
+        self.ram, self.clock, self.harts = ram, clock, harts
+        self.bus = Bus(ram)
+        self.reference = Known(self)
+        self.turns = Turns(turn, seed)
+        self.firmware: Firmware | None = None
+        self.engine: Engine
+        self.aclint: Aclint
+        self.timers: SupervisorTimers
+        self.transcript: Transcript
+        self.current = 0
+        self.turn_end = NEVER if len(harts) == 1 else self.turns.draw()
+        self.at_check_point = False
+        self.status: int | None = None
+        self.reset_wanted = False
+        self.on_reset: Callable[[], None] = lambda: None
+        self.breakpoints: set[int] = set()
+        """Virtual addresses. This set and the next are changed while the machine stands."""
+        self.watchpoints: set[Watch] = set()
+        self.wanted = False
+        """`run` has something to see to behind this instruction."""
+        self._told: tuple[frozenset[int], frozenset[Watch]] = (frozenset(), frozenset())
+        self._met: Break | None = None
+        self._passed: tuple[int, int, int] | None = None
+        self._pause = False
+        self._input: deque[Callable[[], None]] = deque()
+        self._arrived = threading.Condition()
+        self._stop = False
+        self._until = NEVER
+
+    # What parts of the machine ask of it
+
+    def mtime(self) -> int:
+        return self.aclint.mtime()
+
+    def timer(self, hart: Hart) -> None:
+        self.timers.update(hart)
+
+    def protection(self, hart: Hart) -> None:
+        self.reference.forget()
+        self.engine.protection(hart)
+
+    def environment_call(self, hart: Hart) -> None:
+        assert self.firmware is not None
+        self.firmware.call(hart)
+
+    def power_off(self, status: int) -> None:
+        self.status = status
+        self.wanted = True
+
+    def reset(self) -> None:
+        self.reset_wanted = self.wanted = True
+
+    def pause(self) -> None:
+        """`run` returns `Stopped` behind this instruction: from what a running machine calls, as its console and what
+        `feed` delivers.
+        """
+        self._pause = self.wanted = True
+
+    def accessed(self, va: int, size: int, how: int) -> None:
+        """The current hart has read or written data; called while there are watchpoints."""
+        for watch in self.watchpoints:
+            first = watch.met(va, size, how)
+            if first is not None and (self._met is None or first < self._met.va):
+                self._met = Break(self.clock.steps + 1, self.current, first, watch.kind)
+                self.wanted = True
+
+    # Running
+
+    @property
+    def steps(self) -> int:
+        return self.clock.steps
+
+    def run(self, steps: int | None = None, *, until: int | None = None) -> Exit:
+        """Run for exactly so many steps, or to the first check point at or behind guest time `until` (ns), or until
+        something else ends it."""
+        self._until = NEVER if until is None else until
+        self._pause = False
+        if self.watchpoints and len(pages(self.watchpoints)) > WATCHED_PAGES:
+            raise MachineError(f"watchpoints lie in at most {WATCHED_PAGES} pages")
+        end = NEVER if steps is None else self.clock.steps + steps
+        self.clock.start()
+        with Interruptible(self.stop):
+            return self._timed(end)
+
+    def _timed(self, end: int) -> Exit:
+        """`_run`, while the clock goes."""
+        try:
+            if self.clock.source == "virtual":
+                return self._run(end)
+            with Alarm(self.engine.kick) as self.clock.alarm:
+                try:
+                    return self._run(end)
+                finally:
+                    self.clock.stop()
+        finally:
+            self.clock.alarm = None
+            self.clock.stop()
+
+    def digest(self) -> str:
+        """One hash of the whole state; the machine stands."""
+        return digest(self)
+
+    def stop(self) -> None:
+        """Make `run`, or the next one, return `Stopped` soon; from any thread or signal handler."""
+        self._stop = self.wanted = True
+        self.engine.kick()
+        with self._arrived:
+            self._arrived.notify_all()
+
+    def feed(self, deliver: Callable[[], None]) -> None:
+        """Input from outside, from any thread: `deliver` is called at a check point."""
+        with self._arrived:
+            self._input.append(deliver)
+            self._arrived.notify_all()
+        self.engine.kick()
+
+    @property
+    def stopping(self) -> bool:
+        """`stop` was called, and `run` has not returned for it yet."""
+        return self._stop
+
+    def pass_breakpoint(self) -> None:
+        """The next run begins with the instruction at which the current hart stands, breakpoint or not."""
+        self._passed = self._place()
+
+    def _place(self) -> tuple[int, int, int]:
+        return self.clock.steps, self.current, self.harts[self.current].pc
+
+    def _tell(self) -> None:
+        """The engine learns of changed breakpoints and watchpoints."""
+        if not (self.breakpoints or self.watchpoints or any(self._told)):
+            return
+        stops = frozenset(self.breakpoints), frozenset(self.watchpoints)
+        if stops != self._told:
+            self.engine.stops(stops[0], pages(stops[1]))
+            self._told = stops
+
+    def _run(self, end: int) -> Exit:
+        clock, harts = self.clock, self.harts
+        while True:
+            if self.wanted:
+                self.wanted = False
+                if ended := self._asked():
+                    return ended
+            if clock.steps >= end:
+                return Budget(clock.steps)
+            if self.at_check_point:
+                if ended := self._check_point():
+                    return ended
+                if (
+                    self.at_check_point
+                ):  # an interrupt was taken, which is a step and ends at a check point; or `run` is wanted
+                    continue
+            hart = harts[self.current]
+            if self.breakpoints and hart.pc in self.breakpoints:
+                place = self._place()
+                if place != self._passed and self.reference.fetches(hart):
+                    self._passed = place
+                    return Break(*place)
+                self.at_check_point = self.reference.step(hart)
+                continue
+            if end - clock.steps <= CHECK_SPAN:
+                self.at_check_point = self.reference.step(hart)
+            else:
+                deadline = min(self.turn_end, end - CHECK_SPAN, clock.steps + STRETCH)
+                if clock.source == "virtual":
+                    deadline = min(deadline, clock.next_step(), clock.step_at(self._until))
+                elif clock.alarm is not None and not clock.alarm.set(clock, min(clock.next_event(), self._until)):
+                    deadline = 0
+                if self._input:  # it came behind the last check point; `feed` kicks where it comes later
+                    deadline = 0
+                self._tell()
+                self.at_check_point = self.engine.run(hart, deadline)
+
+    def _asked(self) -> Exit | None:
+        """What was asked for by the instruction that has ended, or from outside."""
+        steps = self.clock.steps
+        if self.status is not None:
+            self.wanted = True  # what is off stays off
+            return PowerOff(steps, self.status)
+        if self.reset_wanted:
+            self.reset_wanted = False
+            self._met = None
+            self.on_reset()
+        if self._met is not None:
+            met, self._met = self._met, None
+            self.wanted = True
+            return met
+        if self._pause:
+            self._pause, self.wanted = False, True
+            return Stopped(steps)
+        if self._stop:
+            self._stop = False
+            return Stopped(steps)
+        return None
+
+    def _check_point(self) -> Exit | None:
+        """Input, events, turns, interrupts: in that order. An exit is due where every hart waits for input."""
+        while self._input:
+            self._input.popleft()()
+        if self.wanted:
+            return None
+        clock = self.clock
+        clock.fire()
+        if clock.now() >= self._until:
+            return Deadline(clock.steps)
+        hart = self.harts[self.current]
+        while clock.steps >= self.turn_end or not self._runnable(hart):
+            found = self._next_turn()
+            if found is not None:
+                hart = found
+                break
+            if ended := self._idle():
+                return ended
+            if self.wanted:
+                return None
+        self.at_check_point = self.reference.interrupt(hart)
+        return None
+
+    def _runnable(self, hart: Hart) -> bool:
+        if hart.waiting and (hart.mip | hart.lines) & hart.mie:
+            hart.waiting = 0
+        return not hart.waiting and not hart.stopped
+
+    def _next_turn(self) -> Hart | None:
+        """The turn goes to the next hart that can run, this one last."""
+        count = len(self.harts)
+        for n in range(1, count + 1):
+            number = (self.current + n) % count
+            hart = self.harts[number]
+            if self._runnable(hart):
+                self._switch(number)
+                return hart
+        return None
+
+    def _switch(self, number: int) -> None:
+        steps = self.clock.steps
+        old, new = self.harts[self.current], self.harts[number]
+        old.reservation = (1 << 64) - 1
+        if number != self.current:
+            old.away = steps
+            elsewhere = steps - new.away
+            if not new.mcountinhibit & 1:
+                new.mcycle -= elsewhere
+            if not new.mcountinhibit & 4:
+                new.minstret -= elsewhere
+            self.current = number
+        if len(self.harts) > 1:
+            self.turn_end = steps + self.turns.draw()
+
+    def _idle(self) -> Exit | None:
+        """No hart can run: time passes to the next event, or input comes."""
+        clock = self.clock
+        if clock.source == "virtual":
+            if not clock.jump(self._until):
+                return Idle(clock.steps)
+            clock.fire()
+            return Deadline(clock.steps) if clock.now() >= self._until else None
+        when = min(clock.next_event(), self._until)
+        with self._arrived:
+            if not self._input and not self.wanted:
+                # Bounded, as a signal handler may call `stop` between the test and the wait.
+                self._arrived.wait(min(max(0, when - clock.now()) / 1e9, 0.2))
+        while self._input:
+            self._input.popleft()()
+        if self.wanted:
+            return None
+        clock.fire()
+        return Deadline(clock.steps) if clock.now() >= self._until else None

@@ -1,0 +1,218 @@
+"""The console in a program's hands, and the machine as it is used from Python."""
+
+import subprocess
+import sys
+from hashlib import blake2b
+
+import pytest
+
+import ringfence
+from ringfence import (
+    CORRAL,
+    Budget,
+    Console,
+    ConsoleError,
+    Idle,
+    MachineError,
+    MiB,
+    RingfenceError,
+    Stopped,
+    Virt,
+    load,
+    virt,
+)
+
+
+def corral(engine: str = "threaded", harts: int = 1, console: Console | None = None) -> Virt:
+    board = virt(16 * MiB, harts, engine=engine, console=console)  # type: ignore[arg-type]
+    load(board, CORRAL)
+    return board
+
+
+def digest(board: Virt) -> str:
+    state = blake2b(board.ram.bytes)
+    state.update(repr([list(hart.architectural()) for hart in board.harts]).encode())
+    return f"{board.steps} {state.hexdigest()[:16]}"
+
+
+def test_expect_stops_at_the_matching_byte() -> None:
+    """The machine stops behind the instruction that sends the last byte of the match: the text ends with it."""
+    board = corral()
+    match = board.console.expect(r"(\d+) hart")
+    assert match[1] == "1"
+    assert board.console.text.endswith("\n1 hart")
+    assert board.console.read() == ""
+
+
+def test_expect_is_the_same_in_every_engine() -> None:
+    """The same steps, and the same state of the machine, whatever runs it."""
+    states = []
+    for engine in ("threaded", "reference"):
+        board = corral(engine)
+        board.console.send("uptime\n")
+        board.console.expect(r"up 0\.\d+ s")
+        states.append(digest(board))
+    assert states[0] == states[1]
+
+
+def test_expect_changes_nothing_for_the_guest() -> None:
+    """A run that is stopped at many matches ends in the state of one that was not."""
+    plain, stopped = corral(), corral()
+    for board in (plain, stopped):
+        board.console.send("help\nuptime\n")
+    while True:
+        try:
+            stopped.console.expect("[a-z]")
+        except ConsoleError:
+            break
+    assert isinstance(plain.run(), Idle)
+    assert digest(plain) == digest(stopped)
+    assert plain.console.text == stopped.console.text
+
+
+def test_expect_finds_what_is_there_already() -> None:
+    """Without a step, in the order in which it was printed; what is behind a match stays for the next."""
+    board = corral()
+    board.run()
+    steps = board.steps
+    assert board.console.expect("Corral")[0] == "Corral"
+    assert board.console.expect("corral> $")[0] == "corral> "
+    assert board.steps == steps
+    with pytest.raises(ConsoleError):
+        board.console.expect("Corral")
+
+
+def test_send_is_a_conversation() -> None:
+    """Every command is answered, with groups for what is to be known."""
+    board = corral()
+    console = board.console
+    for number in (3, 4):
+        console.expect("corral> ")
+        console.send(f"run primes {number}\n".encode())
+        assert console.expect(r"run primes (\d)\r?\n")[1] == str(number)
+    console.expect("corral> ")
+
+
+def test_expect_times_out_in_guest_time() -> None:
+    """At the deadline by the machine's clock; the error shows the last lines. In every engine at the same step."""
+    ends = []
+    for engine in ("threaded", "reference"):
+        board = corral(engine)
+        board.console.send("run count\n")
+        with pytest.raises(ConsoleError, match=r"'xyzzy' within 8e-05 seconds of guest time(.|\n)*Corral") as caught:
+            board.console.expect("xyzzy", timeout=80e-6)
+        assert isinstance(caught.value, RingfenceError)
+        assert 80_000 <= board.clock.now() < 83_000
+        ends.append(digest(board))
+    assert ends[0] == ends[1]
+
+
+def test_expect_says_that_the_guest_waits() -> None:
+    """Where nothing is to come, waiting longer is vain."""
+    with pytest.raises(ConsoleError, match="before it waited for input"):
+        corral().console.expect("xyzzy")
+
+
+def test_expect_says_that_the_guest_is_off() -> None:
+    """With the status."""
+    board = corral()
+    board.console.send("poweroff\n")
+    with pytest.raises(ConsoleError, match="switched off with status 0"):
+        board.console.expect("xyzzy")
+
+
+def test_expect_says_that_it_met_a_breakpoint() -> None:
+    """With the address."""
+    board = corral()
+    board.breakpoints.add(0x8020_0000)
+    with pytest.raises(ConsoleError, match="stopped at 0x80200000; it has printed nothing"):
+        board.console.expect("xyzzy")
+
+
+def test_console_hands_on_and_keeps_the_last() -> None:
+    """The machine's own console gets every byte; what is kept is bounded."""
+
+    class Out:
+        def __init__(self) -> None:
+            self.count = 0
+
+        def write(self, data: bytes) -> None:
+            self.count += len(data)
+
+    out = Out()
+    console = Console(out)
+    for _ in range(400):
+        console.write(b"0123456789abcdef\n" * 1000)
+    assert out.count == 400 * 17000
+    assert 1 << 20 <= len(console.text) <= 1 << 21
+    assert len(console.read()) <= 1 << 21
+    assert console.lines(2) == ["0123456789abcdef"] * 2
+
+
+def test_console_shows_any_bytes() -> None:
+    """Half a character, control sequences and noise are no error, in the text or in the representation."""
+    console = Console()
+    console.write(bytes(range(256)) * 3 + b"caf\xc3")
+    assert console.read().endswith("caf")
+    console.write(b"\xa9!")
+    assert console.read() == "\xe9!"
+    repr(console)
+
+
+def test_machine_is_looked_into_by_name_and_slice() -> None:
+    """Registers, CSRs, memory and code can be read and set."""
+    board = corral()
+    board.console.expect("corral> ")
+    hart = board.harts[0]
+    assert hart["sp"] == hart["x2"] == hart.x[2]
+    assert board.csr("sstatus") & 1 << 33
+    assert board.csr("instret") == board.steps
+    code = CORRAL.read_bytes()[0x1000:0x1010]
+    assert board.memory[0x8020_0000:0x8020_0010] == code
+    assert board.virtual()[0x8020_0000:0x8020_0010] == code
+    assert board.memory[0x8020_0000] == code[0]
+    board.memory[0x8100_0000 - 4 : 0x8100_0000] = b"\x13\0\0\0"
+    assert repr(board.disassemble(0x8100_0000 - 4, 5)).endswith("addi zero, zero, 0")
+    assert len(board.disassemble()) == 8
+    assert repr(board).startswith("<virt: 16 MiB, 1 hart, ")
+    assert isinstance(board.run(1000), Budget | Idle)
+
+
+@pytest.mark.parametrize("where", [slice(0x1000_0000, 0x1000_0001), slice(0, 4), slice(0x80FF_FFFF, 0x8100_0001)])
+def test_machine_memory_refuses_what_is_none(where: slice) -> None:
+    """Devices, holes and what is behind the end: an error that says so, and nothing is written."""
+    board = corral()
+    with pytest.raises(MachineError, match="there is no memory at"):
+        board.memory[where]
+    with pytest.raises(MachineError, match="there is no RAM"):
+        board.memory[where] = bytes(where.stop - where.start)
+    with pytest.raises(MachineError, match="first address"):
+        board.memory[:10]
+    with pytest.raises(MachineError, match="do not fit"):
+        board.memory[0x8000_0000:0x8000_0002] = b"x"
+
+
+def test_pause_returns_behind_the_instruction() -> None:
+    """What is called in a running machine can make it stand, once."""
+    board = corral()
+    board.feed(board.pause)
+    assert isinstance(board.run(), Stopped)
+    assert board.steps < 5000
+    assert isinstance(board.run(), Idle)
+
+
+def test_ringfence_names_what_it_promises() -> None:
+    """Every name of `__all__` is there."""
+    for name in ringfence.__all__:
+        assert getattr(ringfence, name) is not None
+    assert set(ringfence.__all__) <= set(dir(ringfence))
+    with pytest.raises(AttributeError):
+        ringfence.nothing  # noqa: B018
+
+
+def test_import_ringfence_loads_nothing() -> None:
+    """The machine is imported when it is used."""
+    code = (
+        "import sys, ringfence; sys.exit(any(m.startswith(('ringfence.', 'llvmlite', 'numpy')) for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
