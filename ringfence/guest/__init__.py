@@ -1,0 +1,1 @@
+"""What runs inside a machine: guest images, and programs of our own."""

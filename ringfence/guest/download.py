@@ -1,0 +1,185 @@
+"""Downloads over HTTP: small files whole, large ones resumable and only ever in place when their checksum holds."""
+
+import base64
+import errno
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from ringfence.errors import ImageError, MirrorError
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
+Progress = Callable[[str, int, int], None]
+"""Called with a file's name, the bytes of it that are here, and the bytes that there will be."""
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+TIMEOUT = 30.0
+"""Seconds without a byte after which a mirror counts as gone."""
+
+_BLOCK = 1 << 18
+_ATTEMPTS = 4
+
+
+class _Missing(MirrorError):
+    """The mirror answers, and does not have the file."""
+
+
+class _Broken(Exception):
+    """The connection ended before the file did."""
+
+
+class _NoSuchPart(Exception):
+    """The mirror will not send the file from that place on."""
+
+
+def silent(name: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def host(address: str) -> str:
+    """The part of an address that a sentence names: neither user nor password."""
+    return urlsplit(address).netloc.rpartition("@")[2]
+
+
+def read(address: str, limit: int) -> bytes | None:
+    """A small file, or None where the mirror has none; MirrorError if it is larger than `limit` bytes."""
+    try:
+        with _network(address), _open(address, 0) as response:
+            data = response.read(limit + 1)
+            if response.length and len(data) <= limit:
+                raise _Broken
+    except _Missing:
+        return None
+    except (_Broken, _NoSuchPart):
+        raise MirrorError(f"the mirror {host(address)} broke off in {_name(address)}") from None
+    if len(data) > limit:
+        raise MirrorError(f"the mirror {host(address)} sends more than {limit} bytes for {_name(address)}")
+    return data
+
+
+def download(address: str, place: Path, *, size: int, sha256: str, progress: Progress = silent) -> None:
+    """Brings the file to `place`; what is there already, or partly in a `.part` beside it, is not sent again.
+
+    Raises MirrorError if the mirror cannot be reached or sends anything but the `size` bytes with that SHA-256 (the
+    part is then gone), ImageError if there is no room for it. Any other end leaves the part for the next call.
+    """
+    if place.exists() and place.stat().st_size == size and _checksum(place).hexdigest() == sha256:
+        progress(_name(address), size, size)
+        return
+    part = place.with_name(place.name + ".part")
+    resumed = part.exists()
+    _fetch(address, part, size, progress)
+    if _checksum(part).hexdigest() != sha256 and resumed:
+        # The part may have been spoilt on this host, so the mirror gets to send all of it once.
+        part.unlink()
+        _fetch(address, part, size, progress)
+    if _checksum(part).hexdigest() != sha256:
+        part.unlink()
+        raise MirrorError(f"the mirror {host(address)} sent a {_name(address)} that is not the one the archive signed")
+    part.replace(place)
+
+
+def _fetch(address: str, part: Path, size: int, progress: Progress) -> None:
+    """Fills the part up to `size` bytes, over several connections if they make headway."""
+    idle = 0
+    while (before := part.stat().st_size if part.exists() else 0) != size:
+        if before > size:
+            part.unlink()
+            continue
+        try:
+            with _network(address), _open(address, before) as response:
+                _receive(response, part, address, size, progress)
+        except (_Broken, _NoSuchPart) as error:
+            if isinstance(error, _NoSuchPart):
+                part.unlink(missing_ok=True)
+            idle = 0 if part.exists() and part.stat().st_size > before else idle + 1
+            if idle == _ATTEMPTS:
+                raise MirrorError(
+                    f"the mirror {host(address)} breaks off in {_name(address)}: try again later to go on from there"
+                ) from None
+        except _Missing:
+            raise MirrorError(f"the mirror {host(address)} does not have {urlsplit(address).path}") from None
+    progress(_name(address), size, size)
+
+
+def _receive(response: "HTTPResponse", part: Path, address: str, size: int, progress: Progress) -> None:
+    resumes = response.status == HTTPStatus.PARTIAL_CONTENT
+    try:
+        file = part.open("ab" if resumes else "wb")
+        with file:
+            done = file.tell()
+            if resumes and not (response.getheader("Content-Range") or "").startswith(f"bytes {done}-"):
+                raise MirrorError(f"the mirror {host(address)} sends another part of {_name(address)} than asked for")
+            while done < size:
+                progress(_name(address), done, size)
+                # Inside, an error is the network's; outside, the disk's.
+                with _network(address):
+                    data = response.read1(min(_BLOCK, size - done))
+                if not data:
+                    raise _Broken
+                file.write(data)
+                done += len(data)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            part.unlink(missing_ok=True)
+        raise ImageError(unwritable(part.parent, error)) from error
+
+
+def unwritable(directory: Path, error: OSError) -> str:
+    """The sentence for a directory in which nothing can be stored."""
+    if error.errno in NO_ROOM:
+        return f"there is no room in {directory}: {error.strerror}"
+    return f"nothing can be stored in {directory}: {error.strerror or error}"
+
+
+@contextmanager
+def _network(address: str) -> Iterator[None]:
+    """Turns what the network and the mirror do wrong into a sentence."""
+    import http.client
+    from urllib.error import HTTPError, URLError
+
+    try:
+        yield
+    except HTTPError as error:
+        if error.code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+            raise _Missing(f"the mirror {host(address)} does not have {urlsplit(address).path}") from None
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise _NoSuchPart from None
+        raise MirrorError(f"the mirror {host(address)} answers {error.code} {error.reason}") from None
+    except (http.client.IncompleteRead, ConnectionResetError, TimeoutError) as error:
+        raise _Broken from error
+    except URLError as error:
+        reason = error.reason.strerror if isinstance(error.reason, OSError) else error.reason
+        raise MirrorError(f"the mirror {host(address)} cannot be reached: {reason or error.reason}") from None
+    except (http.client.HTTPException, OSError) as error:
+        raise MirrorError(f"the mirror {host(address)} does not speak HTTP: {error}") from None
+
+
+@contextmanager
+def _open(address: str, start: int) -> "Iterator[HTTPResponse]":
+    from urllib.request import Request, urlopen
+
+    parts = urlsplit(address)
+    user, at, netloc = parts.netloc.rpartition("@")
+    headers = {"User-Agent": "ringfence", "Accept-Encoding": "identity"}
+    if at:
+        headers["Authorization"] = "Basic " + base64.b64encode(unquote(user).encode()).decode()
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with urlopen(Request(urlunsplit(parts._replace(netloc=netloc)), headers=headers), timeout=TIMEOUT) as response:
+        yield response
+
+
+def _checksum(path: Path) -> "hashlib._Hash":
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256")
+
+
+def _name(address: str) -> str:
+    return unquote(urlsplit(address).path.rpartition("/")[2])

@@ -1,0 +1,6 @@
+"""Guest programs of our own: their sources and their built images."""
+
+from pathlib import Path
+
+CORRAL = Path(__file__).parent / "corral.elf"
+"""The embedded guest, an ELF file with symbols."""
