@@ -1,0 +1,306 @@
+"""`ringfence run`: boot a guest, with its console here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from ringfence.guest.loader import Program, Source
+    from ringfence.machine.board import Virt
+    from ringfence.machine.clock import Source as ClockSource
+
+EMBEDDED = "corral"
+SILENCE = 10.0
+GDB_PORT = "1234"
+KINDS = ("insn", "trap", "csr", "io")
+_UNITS = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+
+
+class Memory(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """An amount of memory: a number and K, M, G, T or P; MiB without one."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
+        unit = text[-1:] if text[-1:] in _UNITS else ""
+        number = text.removesuffix(unit)
+        if not (number.isascii() and number.isdigit() and len(number) < 20):
+            self.fail(f"{value!r} is no amount of memory, as 512M or 2G is", param, ctx)
+        return int(number) * _UNITS[unit]
+
+
+class Kinds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Names of `KINDS` with commas between."""
+
+    name = "kinds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        kinds = tuple(str(value).split(","))
+        if unknown := [kind for kind in kinds if kind not in KINDS]:
+            self.fail(f"{unknown[0]!r} is none of {', '.join(KINDS)}", param, ctx)
+        return kinds
+
+
+class Address(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A TCP port, perhaps with a host and a colon before it."""
+
+    name = "[host:]port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        host, _, port = str(value).rpartition(":")
+        if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+            self.fail(f"{value!r} is no TCP port, as 1234 or localhost:1234 is", param, ctx)
+        return host or "127.0.0.1", int(port)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What is to run: the loader's arguments."""
+
+    kernel: Source | None
+    initrd: tuple[Source, ...]
+    append: str
+    bios: Source | None
+    at_end: bytes
+    """What end of input is to it."""
+    asks: bool = False
+    """It asks for its input; until then it may print nothing for as long as it likes."""
+
+
+_ASK = ("sh", "-c", r"""stty -ixon crtscts; printf '\005'; exec "$@" """.strip(), "sh")
+"""Before a command whose input is no terminal: the terminal line is set up by now, and can hold the sender off."""
+
+_SCRIPT = ("sh", "/proc/self/fd/0")
+"""Without a person a shell takes its commands from standard input as from a file."""
+
+SECONDS = click.FloatRange(min=0, min_open=True)
+EPILOG = """\b
+Exit status: the guest's own, and
+    2  wrong usage                     127  no image of that name
+  124  a time limit, or the guest      129  the terminal was closed
+       waits for input and there       130  Ctrl-C outside the raw console
+       is no more                      132  the guest panicked, died, or
+  125  a fault of Ringfence's own           printed nothing at boot
+  126  what was given cannot boot      141  nobody reads the output
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("image", required=False)
+@click.argument("command", nargs=-1)
+@click.option("--kernel", type=click.Path(), help="A kernel: an ELF file or a Linux Image, perhaps in gzip.")
+@click.option(
+    "--initrd", type=click.Path(), multiple=True, help="Its first file system; several lie one behind the other."
+)
+@click.option("--append", default="", metavar="TEXT", help="Its command line; behind the image's own, for an image.")
+@click.option("--bios", type=click.Path(), help="Machine-mode firmware, or 'none'. Default: the built-in SBI.")
+@click.option("-m", "--memory", type=Memory(), default="512M", show_default=True, help="RAM, as 96M or 2G.")
+@click.option("--harts", type=int, default=1, show_default=True, help="1 to 8.")
+@click.option("--disk", type=click.Path(), multiple=True, help="A raw disk image; up to eight.")
+@click.option(
+    "--clock",
+    type=click.Choice(["virtual", "host"]),
+    help="Guest time: counted steps, or the host's. Default: host on a terminal, else virtual.",
+)
+@click.option("--seed", type=int, help="Draw the lengths of the harts' turns from this number.")
+@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="End with status 124 at this guest time.")
+@click.option("--wall-timeout", type=SECONDS, metavar="SECONDS", help="End with status 124 after so long in real time.")
+@click.option(
+    "--silence",
+    type=click.FloatRange(min=0),
+    default=SILENCE,
+    show_default=True,
+    metavar="SECONDS",
+    help="End with status 132 where a boot prints nothing for so long in guest time; 0: never.",
+)
+@click.option("--json", "as_json", is_flag=True, help="At the end, a line of JSON about the run on standard error.")
+@click.option(
+    "--dump-dtb", type=click.Path(), metavar="FILE", help="Write the device tree and end; '-' is standard output."
+)
+@click.option(
+    "--trace",
+    type=Kinds(),
+    metavar="KINDS",
+    help="A line an event on standard error: insn, trap, csr, io, with commas between. Runs on the reference "
+    "engine, which is slow.",
+)
+@click.option(
+    "--gdb",
+    type=Address(),
+    is_flag=False,
+    flag_value=GDB_PORT,
+    metavar="[[HOST:]PORT]",
+    help=f"Let gdb connect, on the loopback device where no host is given. Without a port it is {GDB_PORT}; 0 is any.",
+)
+@click.option("-S", "wait", is_flag=True, help="Wait for gdb before the first instruction.")
+@click.option("--engine", type=click.Choice(["threaded", "reference"]), help="What runs harts. Default: threaded.")
+def run(image: str | None, command: tuple[str, ...], **options: Any) -> None:
+    """Boot a guest: the embedded one, IMAGE, or a --kernel; with COMMAND, that runs in place of IMAGE's shell.
+
+    Ctrl-a x ends the machine, Ctrl-a h helps.
+    """
+    if options["trace"] and options["engine"] == "threaded":
+        raise click.UsageError(
+            "only the reference engine can be traced, so --trace and --engine threaded do not go together"
+        )
+    if options["wait"] and options["gdb"] is None:
+        raise click.UsageError("-S waits for gdb, so it needs --gdb")
+    with ExitStack() as stack:
+        click.get_current_context().exit(_boot(image, command, options, stack))
+
+
+def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], stack: ExitStack) -> int:
+    from ringfence.cli.console import Input, Output, Terminal, is_terminal
+    from ringfence.cli.session import Limits, Session
+    from ringfence.guest.loader import load
+    from ringfence.machine.board import virt
+
+    person = is_terminal()
+    guest = _guest(image, command, person, options)
+    terminal = Terminal(0, raw=person)
+    output = Output(1, terminal.wake)
+    tree = options["dump_dtb"]
+    clock: ClockSource = options["clock"] or ("host" if sys.stdin is not None and sys.stdin.isatty() else "virtual")
+    engine: Literal["threaded", "reference"] = (
+        "reference" if options["trace"] or tree else options["engine"] or "threaded"
+    )
+    board = virt(
+        options["memory"],
+        options["harts"],
+        clock=clock,
+        seed=options["seed"],
+        engine=engine,
+        console=output,
+        disks=[stack.enter_context(disk) for disk in _disks(options["disk"])],
+    )
+    program = load(board, guest.kernel, initrd=guest.initrd, append=guest.append, bios=guest.bios)
+    if tree:
+        _dump(tree, program)
+        return 0
+    if options["trace"]:
+        from ringfence.machine.trace import trace
+
+        trace(board, options["trace"], _tracer(sys.stderr))
+    limits = Limits(options["timeout"], options["wall_timeout"], 0 if guest.asks else options["silence"])
+    keyboard = Input(0, raw=person, at_end=guest.at_end, literal=guest.asks)
+    debugger = None
+    if options["gdb"] is not None:
+        from ringfence.cli.console import report
+        from ringfence.machine.gdb import LOOPBACK, Debugger
+
+        debugger = Debugger(board, *options["gdb"], wait=options["wait"])
+        stack.callback(debugger.close)
+        host, port = debugger.address
+        there = f"{'' if host == LOOPBACK else host}:{port}"
+        report(f"{'waiting for gdb' if options['wait'] else 'gdb can come'}: target remote {there}")
+    session = Session(
+        board, terminal, keyboard, output, limits, asks=guest.asks, as_json=options["as_json"], debugger=debugger
+    )
+    return session.run()
+
+
+def _guest(image: str | None, command: tuple[str, ...], person: bool, options: dict[str, Any]) -> Guest:
+    from ringfence.cli.console import END_OF_FILE
+
+    kernel, initrd, append, bios = (options[name] for name in ("kernel", "initrd", "append", "bios"))
+    if kernel is None and bios is not None and bios != "none" and image is None:
+        return Guest(None, initrd, append, bios, b"")
+    if kernel is not None:
+        if image is not None:
+            raise click.UsageError(f"an image and --kernel do not go together: {image!r} has a kernel of its own")
+        return Guest(kernel, initrd, append, bios, b"")
+    if initrd:
+        raise click.UsageError("--initrd needs a --kernel: an image has its own")
+    if image is None or image == EMBEDDED:
+        if command:
+            raise click.UsageError("the embedded guest runs no command: give it on its console")
+        return Guest(_embedded(), (), append, bios, END_OF_FILE)
+
+    from ringfence.guest.image import command_archive
+
+    found = _pulled(image)
+    line = f"{found.append(command=bool(command))} {append}".strip()
+    if person and not command:
+        return Guest(found.kernel, (found.initrd,), line, bios, END_OF_FILE)
+    archive = command_archive(command if person else (*_ASK, *(command or _SCRIPT)), terminal=person)
+    return Guest(found.kernel, (found.initrd, archive), line, bios, END_OF_FILE, asks=not person)
+
+
+def _embedded() -> Path:
+    return Path(__file__).parent.parent / "guest" / "program" / "corral.elf"
+
+
+def _pulled(name: str) -> Any:
+    """The image of that name, made first if it is not here but can be."""
+    from ringfence.errors import NoSuchImage
+    from ringfence.guest.image import Store
+
+    store = Store()
+    try:
+        return store.find(name)
+    except NoSuchImage:
+        from ringfence.guest import mirror
+        from ringfence.guest.catalog import entry
+
+        entry(name)
+        from ringfence.cli import plain_interrupt
+        from ringfence.cli.image import _progress
+
+        plain_interrupt(False)
+        with _progress() as progress:
+            return store.pull(name, mirror.mirrors(None), mirror.keyring(None), progress=progress).image
+
+
+def _disks(paths: Sequence[str]) -> Sequence[Any]:
+    from ringfence.errors import MachineError
+    from ringfence.machine.device.disk import DiskError, RawDisk
+
+    disks = []
+    try:
+        for path in paths:
+            disks.append(RawDisk(path))
+    except DiskError as error:
+        for disk in disks:
+            disk.close()
+        raise MachineError(str(error)) from None
+    return disks
+
+
+def _dump(path: str, program: Program) -> None:
+    tree = program.tree_blob
+    try:
+        if path == "-":
+            sys.stdout.buffer.write(tree)
+            sys.stdout.flush()
+        else:
+            Path(path).write_bytes(tree)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise click.UsageError(f"the device tree cannot be written to {path}: {error.strerror}") from None
+
+
+def _tracer(stream: IO[str]) -> Any:
+    def line(text: str) -> None:
+        stream.write(text + "\n")
+
+    return line
+
+
+def describe(board: Virt) -> list[str]:
+    """Where each hart stands."""
+    lines = []
+    for hart in board.harts:
+        state = ", stopped" if hart.stopped else ", waiting for an interrupt" if hart.waiting else ""
+        lines.append(f"hart {hart.number}: pc {hart.pc:#x}, {'US?M'[hart.priv]}-mode{state}")
+    return lines

@@ -1,0 +1,40 @@
+"""The table of commands. A command's module is imported when it runs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from ringfence.cli import plain_interrupt
+
+COMMANDS = {
+    "run": ("ringfence.cli.run", "run", "Boot a guest."),
+    "image": ("ringfence.cli.image", "image", "Guest images: list, pull, path, rm."),
+}
+"""name: (module, its command, what help says of it)"""
+
+
+class Table(click.Group):
+    """The group of `COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        plain_interrupt(cmd_name == "run")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.command(cls=Table, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ringfence", prog_name="ringfence")
+def ringfence() -> None:
+    """A virtual machine monitor: boots unmodified RISC-V operating systems on any host."""

@@ -1,0 +1,438 @@
+"""The command line as its user meets it: statuses, sentences, pipes and terminals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+from struct import pack
+
+import pytest
+
+import ringfence as package
+from ringfence.errors import MachineError
+from ringfence.isa.spec import ISA
+from ringfence.machine import board
+
+COMMAND = [sys.executable, "-m", "ringfence"]
+KERNEL = 0x8020_0000
+UART, FINISHER = 0x1000_0000, 0x10_0000
+T0, T1 = 5, 6
+LINUX_PANIC = "---[ end Kernel panic - not syncing: no init ]---\n"
+
+
+def ringfence(*arguments: str, stdin: bytes = b"", seconds: float = 60) -> subprocess.CompletedProcess[bytes]:
+    found = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, timeout=seconds)
+    assert b"Traceback" not in found.stderr, found.stderr.decode()
+    return found
+
+
+def sentence(found: subprocess.CompletedProcess[bytes]) -> str:
+    """What was said, where just one sentence was."""
+    lines = found.stderr.decode().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("ringfence: "), lines
+    return lines[0].removeprefix("ringfence: ")
+
+
+def asm(name: str, **operands: int) -> int:
+    return ISA[name].encode(**operands)
+
+
+SPIN = asm("jal", rd=0, imm=0)
+WFI = asm("wfi")
+
+
+def say(text: str) -> list[int]:
+    put = [[asm("addi", rd=T0, rs1=0, imm=ord(c)), asm("sb", rs1=T1, rs2=T0, imm=0)] for c in text]
+    return [asm("lui", rd=T1, imm=UART), *(word for pair in put for word in pair)]
+
+
+def leave(value: int) -> list[int]:
+    """Write `value` to the test finisher."""
+    return [
+        asm("lui", rd=T1, imm=FINISHER),
+        asm("lui", rd=T0, imm=(value + 0x800) & 0xFFFF_F000),
+        asm("addi", rd=T0, rs1=T0, imm=(value & 0xFFF) - (value & 0x800) * 2),
+        asm("sw", rs1=T1, rs2=T0, imm=0),
+        SPIN,
+    ]
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Callable[..., str]:
+    """Makes an ELF file that begins with these instructions in S-mode."""
+
+    def make(*words: int) -> str:
+        code = b"".join(word.to_bytes(4, "little") for word in words)
+        head = pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 243, 1, KERNEL, 64, 0, 0, 64, 56, 1, 64, 0, 0)
+        path = tmp_path / "kernel"
+        path.write_bytes(head + pack("<IIQQQQQQ", 1, 7, 120, KERNEL, KERNEL, len(code), 4096 + len(code), 8) + code)
+        return str(path)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "arguments,status,why",
+    [
+        (["runn"], 2, "No such command 'runn'"),
+        (["run", "--nothing"], 2, "--nothing"),
+        (["run", "-m", "0"], 2, "at least 4 MiB"),
+        (["run", "-m", "1P"], 2, "more than the host's"),
+        (["run", "-m", "many"], 2, "'many' is no amount of memory"),
+        (["run", "-m", "-5M"], 2, "is no amount of memory"),
+        (["run", "--harts", "0"], 2, "1 to 8 harts, not 0"),
+        (["run", "--harts", "1000"], 2, "1 to 8 harts, not 1000"),
+        (["run", "--harts", "two"], 2, "'two' is not a valid integer"),
+        (["run", "--timeout", "0"], 2, "--timeout"),
+        (["run", "--trace", "insn,foo"], 2, "'foo' is none of insn, trap, csr, io"),
+        (["run", "--trace", "insn", "--engine", "threaded"], 2, "only the reference engine"),
+        (["run", "--disk", "/nowhere/fs.img"], 2, "/nowhere/fs.img cannot be opened"),
+        (["run", "--initrd", "x"], 2, "--initrd needs a --kernel"),
+        (["run", "debian", "--kernel", "x"], 2, "do not go together"),
+        (["run", "corral", "--", "ls"], 2, "runs no command"),
+        (["run", "nosuch"], 127, "no image is called 'nosuch'"),
+        (["run", "--kernel", "/nowhere/Image"], 126, "/nowhere/Image does not exist"),
+        (["run", "--kernel", "/"], 126, "is a directory"),
+        (["run", "--kernel", "/bin/sh"], 126, "not for RISC-V"),
+        (["run", "--kernel", "/etc/passwd"], 126, "neither a RISC-V ELF file nor a RISC-V Linux Image"),
+        (["run", "--bios", "/bin/sh"], 126, "firmware /bin/sh is for"),
+        (["run", "--dump-dtb", "/nowhere/x.dtb"], 2, "cannot be written to /nowhere/x.dtb"),
+        (["image", "path", "nosuch"], 127, "no image is called 'nosuch'"),
+    ],
+)
+def test_cli_says_what_is_wrong(arguments: list[str], status: int, why: str) -> None:
+    """Every wrong use is one sentence on standard error, with its status, and nothing on standard output."""
+    found = ringfence(*arguments)
+    assert why in sentence(found)
+    assert (found.returncode, found.stdout) == (status, b"")
+
+
+def test_cli_helps() -> None:
+    """The list of commands, and each command's options and statuses."""
+    assert b"run" in ringfence("--help").stdout
+    text = ringfence("run", "--help").stdout.decode()
+    assert all(word in text for word in ("--timeout", "--trace", "Ctrl-a x", "124", "132"))
+    assert ringfence().returncode == 2
+
+
+def test_cli_imports_little_for_help() -> None:
+    """Neither the machine nor a library for tables is imported to show help."""
+    code = (
+        "import sys; from ringfence.cli.table import ringfence;"
+        "ringfence(['--help'], standalone_mode=False); print(*sys.modules)"
+    )
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
+    assert not {"rich", "llvmlite", "numpy", "ringfence.machine.machine", "ringfence.isa"} & set(names)
+
+
+@pytest.mark.parametrize("value,status", [(0x5555, 0), (42 << 16 | 0x3333, 42), (300 << 16 | 0x3333, 255)])
+def test_run_ends_with_the_guests_status(kernel: Callable[..., str], value: int, status: int) -> None:
+    """What the guest tells the test finisher is the exit status; more than 255 is 255."""
+    found = ringfence("run", "--kernel", kernel(*leave(value)))
+    assert (found.returncode, found.stdout, found.stderr) == (status, b"", b"")
+
+
+def test_run_boots_the_embedded_guest_on_pipes() -> None:
+    """Piped input is typed, output streams, and the end of input ends the shell."""
+    found = ringfence("run", stdin=b"echo some words\n")
+    assert found.returncode == 0
+    assert b"some words\r\n" in found.stdout
+    assert found.stdout.count(b"corral> ") == 2
+
+
+def test_run_repeats_itself() -> None:
+    """By the virtual clock two runs with the same piped input take the same steps and print the same."""
+    first, second = (ringfence("run", "--json", "--harts", "2", stdin=b"ps\nuptime\n") for _ in range(2))
+    facts = [json.loads(found.stderr) for found in (first, second)]
+    for fact in facts:
+        del fact["wall_seconds"]
+    assert facts[0] == facts[1]
+    assert first.stdout == second.stdout
+    assert facts[0]["reason"] == "power-off"
+
+
+DEAD = {
+    "nowhere": ([asm("jalr", rd=0, rs1=0, imm=0)], "the guest is dead"),
+    "fault in the handler": (
+        [asm("auipc", rd=T0, imm=0), asm("addi", rd=T0, rs1=T0, imm=12), asm("csrrw", rd=0, rs1=T0, csr=0x105), 0],
+        "the guest is dead",
+    ),
+    "halted": ([WFI, SPIN], "the guest has halted"),
+    "halted with a word": ([*say("bye\n"), WFI, SPIN], "the guest has halted"),
+    "Linux panics": ([*say("[    1.234567] " + LINUX_PANIC), SPIN], "the guest panicked"),
+    "xv6 panics": ([*say("xv6\n\npanic: sched locks\n"), SPIN], "the guest panicked"),
+    "firmware's word": (leave(132 << 16 | 0x3333), "the guest says that it failed"),
+}
+
+
+@pytest.mark.parametrize("name", DEAD)
+def test_run_recognizes_a_dead_guest(kernel: Callable[..., str], name: str) -> None:
+    """Status 132 with a sentence, the console's last lines and where the harts stand."""
+    words, why = DEAD[name]
+    found = ringfence("run", "--kernel", kernel(*words), "--harts", "2")
+    text = found.stderr.decode()
+    assert found.returncode == 132
+    assert text.startswith(f"ringfence: {why}")
+    assert "hart 0: pc 0x" in text and "hart 1: pc 0x" in text
+    if found.stdout:
+        assert "  " + found.stdout.decode().rstrip().splitlines()[-1] in text
+
+
+def test_run_does_not_take_words_for_a_panic(kernel: Callable[..., str]) -> None:
+    """A guest that prints the words and then goes on is alive."""
+    found = ringfence("run", "--kernel", kernel(*say(LINUX_PANIC + "no, really\n"), SPIN), "--timeout", "0.5")
+    assert found.returncode == 124
+
+
+def test_run_ends_a_silent_boot(kernel: Callable[..., str]) -> None:
+    """A guest that prints nothing ends with 132 after the time that --silence gives; with 0 it may go on."""
+    path = kernel(SPIN)
+    found = ringfence("run", "--kernel", path, "--silence", "0.02")
+    assert found.returncode == 132
+    assert "has printed nothing in 0.02 seconds" in found.stderr.decode()
+    assert ringfence("run", "--kernel", path, "--silence", "0", "--timeout", "0.1").returncode == 124
+
+
+@pytest.mark.parametrize("option", ["--timeout", "--wall-timeout"])
+def test_run_ends_at_a_time_limit(kernel: Callable[..., str], option: str) -> None:
+    """Status 124, by guest time and by real time, with where the hart stands."""
+    found = ringfence("run", "--kernel", kernel(*say("hello\n"), SPIN), option, "0.3")
+    assert (found.returncode, found.stdout) == (124, b"hello\n")
+    assert "time limit of 0.3" in found.stderr.decode() and "hart 0: pc 0x" in found.stderr.decode()
+
+
+def test_run_waits_for_input_that_comes_late() -> None:
+    """With the virtual clock an idle guest's time stands still until input comes; a guest time limit does not end
+    it."""
+    with subprocess.Popen(
+        [*COMMAND, "run", "--timeout", "5"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        time.sleep(1)
+        process.stdin.write(b"poweroff 9\n")
+        process.stdin.flush()
+        assert process.wait(30) == 9
+
+
+def test_run_ends_where_input_has_ended(kernel: Callable[..., str]) -> None:
+    """A guest that listens on its UART and waits, with no input to come, ends with 124 and says why."""
+    listen = [*say("? "), asm("addi", rd=T0, rs1=0, imm=1), asm("sb", rs1=T1, rs2=T0, imm=1), WFI, SPIN]
+    found = ringfence("run", "--kernel", kernel(*listen))
+    assert (found.returncode, found.stdout) == (124, b"? ")
+    assert "waits for input, and there is no more" in found.stderr.decode()
+
+
+def test_run_writes_json() -> None:
+    """One object on standard error: status, reason, steps, times and harts."""
+    found = ringfence("run", "--json", stdin=b"panic\n")
+    facts = json.loads(found.stderr)
+    assert facts["status"] == found.returncode == 132
+    assert facts["console_last"][-1] == "corral: panic: as you wish"
+    assert facts["harts"][0]["mode"] == "S" and facts["steps"] > 1000
+
+
+def test_run_dumps_the_device_tree(tmp_path: Path) -> None:
+    """The tree that the guest would get, to a file or to standard output, and nothing is run."""
+    to_file = ringfence("run", "--dump-dtb", str(tmp_path / "x.dtb"), "--append", "hello there")
+    to_output = ringfence("run", "--dump-dtb", "-", "--append", "hello there")
+    assert (to_file.returncode, to_output.returncode) == (0, 0)
+    assert (tmp_path / "x.dtb").read_bytes() == to_output.stdout
+    assert to_output.stdout.startswith(b"\xd0\x0d\xfe\xed") and b"hello there\0" in to_output.stdout
+
+
+def test_run_traces_to_standard_error() -> None:
+    """A disassembled line an instruction."""
+    found = ringfence("run", "--trace", "insn", "--timeout", "0.000001")
+    lines = found.stderr.decode().splitlines()
+    assert found.returncode == 124
+    assert lines[0].startswith("insn 0 0 S 0000000080200000 ") and "auipc" in lines[0]
+
+
+@pytest.mark.parametrize("number,status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_run_ends_on_a_signal(kernel: Callable[..., str], number: int, status: int) -> None:
+    """Even while the guest never leaves native code; nothing but the guest's output is printed."""
+    path = kernel(*say("up\n"), SPIN)
+    with subprocess.Popen(
+        [*COMMAND, "run", "--kernel", path], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.read(3) == b"up\n"
+        process.send_signal(number)
+        assert process.wait(10) == status
+        assert process.stderr.read() == b""
+
+
+def test_cli_ends_on_ctrl_c_at_any_moment() -> None:
+    """Whenever the signal comes, from the first import on: no traceback, and the status is 130 or the signal's own."""
+    for delay in (0.08, 0.12, 0.16, 0.2, 0.25, 0.3):
+        with subprocess.Popen(
+            [*COMMAND, "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) in (130, -signal.SIGINT), delay
+            assert process.stderr is not None
+            errors = process.stderr.read()
+            # Before our first line the interpreter itself is still starting, and finding us.
+            ours = os.fsencode(os.path.dirname(package.__file__) + os.sep)
+            assert ours not in errors or b"Traceback" not in errors, (delay, errors.decode())
+
+
+def test_run_ends_quietly_where_nobody_reads() -> None:
+    """A closed pipe ends the machine with 141 and not a word."""
+    with subprocess.Popen(
+        [*COMMAND, "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        process.stdin.write(b"help\n" * 10)
+        process.stdin.flush()
+        assert process.wait(20) == 141
+        assert process.stderr.read() == b""
+
+
+def test_run_does_without_standard_streams() -> None:
+    """Closed standard input is the end of input; closed output goes nowhere."""
+    for redirection in ("<&-", "<&- >&-", "<&- >&- 2>&-"):
+        done = subprocess.run(f"{' '.join(COMMAND)} run {redirection}", shell=True, capture_output=True, timeout=30)
+        assert (done.returncode, done.stderr) == (0, b""), redirection
+
+
+def test_run_says_that_output_cannot_be_written() -> None:
+    """A full device is a sentence and status 125."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "run"], stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, timeout=30
+        )
+    assert done.returncode == 125
+    assert b"console's output cannot be written" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_engine_names_the_hosts_that_it_supports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another platform one sentence says which are supported."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(MachineError, match=r"Linux on x86-64.*reference engine runs anywhere"):
+        board.virt(board.MEMORY_LEAST, engine="threaded")
+
+
+class Person:
+    """`ringfence run` at a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.execv(COMMAND[0], [*COMMAND, "run", *arguments])
+        self.seen = b""
+        self.before = termios.tcgetattr(self.fd)
+
+    def until(self, text: bytes, seconds: float = 20) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < end, self.seen
+            if select.select([self.fd], [], [], 0.1)[0]:
+                self.seen += os.read(self.fd, 4096)
+
+    def type(self, keys: bytes) -> None:
+        self.seen = b""
+        os.write(self.fd, keys)
+
+    def raw(self) -> bool:
+        return not termios.tcgetattr(self.fd)[3] & termios.ICANON
+
+    def end(self, seconds: float = 10) -> int:
+        """The exit status; the terminal is as it was."""
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            if select.select([self.fd], [], [], 0.05)[0]:
+                try:
+                    self.seen += os.read(self.fd, 4096)
+                except OSError:
+                    pass
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                assert termios.tcgetattr(self.fd) == self.before
+                assert b"Traceback" not in self.seen
+                return os.waitstatus_to_exitcode(status)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        raise AssertionError(self.seen)
+
+
+def test_terminal_is_raw_and_ctrl_a_x_ends() -> None:
+    """Keys reach the guest one by one, Ctrl-a h helps, Ctrl-a Ctrl-a is a key, Ctrl-a x ends with 0 and the terminal
+    as it was."""
+    person = Person()
+    person.until(b"corral> ")
+    assert person.raw()
+    person.type(b"ps")
+    person.until(b"ps")
+    person.type(b"\r")
+    person.until(b"shell")
+    person.type(b"\x01h")
+    person.until(b"ends the machine")
+    person.type(b"\x03")  # the guest's, not ours
+    person.until(b"corral> ")
+    person.type(b"\x01\x01\x01x")
+    assert person.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_terminal_is_restored_after_a_signal(number: int) -> None:
+    """A signal ends the machine, with the terminal as it was."""
+    person = Person()
+    person.until(b"corral> ")
+    os.kill(person.pid, number)
+    assert person.end() == 128 + number
+
+
+def test_terminal_is_restored_while_suspended() -> None:
+    """SIGTSTP leaves the terminal as it was; SIGCONT makes it raw again, and the guest goes on."""
+    person = Person()
+    person.until(b"corral> ")
+    os.kill(person.pid, signal.SIGTSTP)
+    # An orphaned group of processes is not stopped by it (POSIX, section 11.1.4), so it may go on at once.
+    end = time.monotonic() + 5
+    while person.raw() and time.monotonic() < end:
+        time.sleep(0.01)
+    os.kill(person.pid, signal.SIGCONT)
+    while not person.raw():
+        assert time.monotonic() < end + 5
+        time.sleep(0.01)
+    person.type(b"poweroff 5\r")
+    assert person.end() == 5
+
+
+def test_terminal_that_closes_ends_the_machine() -> None:
+    """When the terminal goes away so do we."""
+    person = Person()
+    person.until(b"corral> ")
+    os.close(person.fd)
+    limit = time.monotonic() + 10
+    while time.monotonic() < limit:
+        pid, status = os.waitpid(person.pid, os.WNOHANG)
+        if pid:
+            assert os.waitstatus_to_exitcode(status) in (129, -signal.SIGHUP)
+            return
+        time.sleep(0.05)
+    os.kill(person.pid, signal.SIGKILL)
+    raise AssertionError("it still runs")
+
+
+def test_terminal_shows_a_guests_panic_below_its_output() -> None:
+    """The report begins on a line of its own."""
+    person = Person()
+    person.until(b"corral> ")
+    person.type(b"panic\r")
+    person.until(b"ringfence: the guest says that it failed")
+    person.until(b"hart 0: pc")
+    assert person.end() == 132
