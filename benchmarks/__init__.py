@@ -1,0 +1,1 @@
+"""Speed, beside QEMU in the same run: `python -m benchmarks`."""

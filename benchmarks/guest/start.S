@@ -1,0 +1,24 @@
+# A bare-metal program: M-mode, one hart, no interrupts. `main` returns the exit code.
+    .section .text.start, "ax"
+    .globl _start
+_start:
+    csrr t0, mhartid
+    bnez t0, park
+    li t0, 0x6000          # mstatus.FS: floating point is on
+    csrs mstatus, t0
+    la sp, stack_top
+    call main
+    slli a0, a0, 16
+    li t0, 0x3333
+    or a0, a0, t0
+    bgtz a0, finish
+finish:
+    li t1, 0x100000        # the test finisher
+    sw a0, 0(t1)
+park:
+    wfi
+    j park
+    .bss
+    .balign 16
+    .space 16384
+stack_top:
