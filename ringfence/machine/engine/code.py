@@ -45,14 +45,13 @@ def _source() -> bytes:
 def module(g: Geometry) -> str:
     """The engine in textual IR."""
     import ringfence.isa  # noqa: F401
-    from ringfence.machine.engine import decoder, handlers, kernel, llvm, x86_64
+    from ringfence.machine.engine import decoder, derived, handlers, kernel, llvm, x86_64
     from ringfence.machine.engine.emit import OFFSETS
 
     text, symbols = handlers.functions(g)
     host = x86_64.functions(*(OFFSETS[n] for n in ("control", "host_control", "fflags", "frm")))
-    return "\n".join(
-        [f'target triple = "{llvm.triple()}"', host, kernel.functions(g), text, decoder.functions(g, symbols)]
-    )
+    parts = (host, derived.functions(g), kernel.functions(g), text, decoder.functions(g, symbols))
+    return "\n".join([f'target triple = "{llvm.triple()}"', *parts])
 
 
 @cache
@@ -67,7 +66,7 @@ def functions(sets: int) -> dict[str, int]:
     if data is None:
         data = llvm.compile_object(module(g))
         _write(path, data)
-    return llvm.load_object(data, ["enter", "forget_code"])
+    return llvm.load_object(data, ["enter", "forget"])
 
 
 def _read(path: Path) -> bytes | None:

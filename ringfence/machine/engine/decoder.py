@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from ringfence.isa.spec import COMPRESSED, ISA, Compressed, Field, Insn, Row, by_specificity
 from ringfence.machine.engine import layout
@@ -77,8 +78,10 @@ def _word(g: Geometry, symbols: set[str], length: int) -> str:
         end()
 
     rows: list[Row] = list(COMPRESSED.values()) if length == 2 else list(ISA.values())
-    _end(lambda: _tree(e, bits, by_specificity(rows), 0, leaf, python))
-    return e.text(f"internal void @decode{length}(ptr %record, i64 %bits, i64 %offset) noinline nounwind")
+    return e.define(
+        f"internal void @decode{length}(ptr %record, i64 %bits, i64 %offset) noinline nounwind",
+        lambda: _tree(e, bits, by_specificity(rows), 0, leaf, python),
+    )
 
 
 def extract(field: Field, bits: Word) -> Word:
@@ -116,7 +119,8 @@ def _tree(
         e.b.emit(f"switch i64 {key}, label %{none} [ {cases} ]")
         for value, group in groups.items():
             e.b.block(labels[value])
-            _end(lambda group=group: _tree(e, bits, group, tested | (1 << width) - 1 << shift, leaf, illegal))  # type: ignore[misc]
+            with suppress(Ended):
+                _tree(e, bits, group, tested | (1 << width) - 1 << shift, leaf, illegal)
         e.b.block(none)
         illegal()
     if not rows:
@@ -129,13 +133,6 @@ def _tree(
     for name in row.nonzero:
         matches = matches & (extract(row.fields[name], bits) != 0)
     e.when(matches, lambda: leaf(row), lambda: _tree(e, bits, rows[1:], tested, leaf, illegal))
-
-
-def _end(body: Callable[[], None]) -> None:
-    try:
-        body()
-    except Ended:
-        pass
 
 
 def _decode(g: Geometry) -> str:
@@ -169,8 +166,7 @@ def _decode(g: Geometry) -> str:
         h.b.emit(f"call void @decode4(ptr %rec, i64 {bits}, i64 {offset})")
         again()
 
-    _end(body)
-    return h.text(f"internal preserve_nonecc i64 @decode{SIGNATURE} nounwind {prefix()}")
+    return h.define(f"internal preserve_nonecc i64 @decode{SIGNATURE} nounwind {prefix()}", body)
 
 
 def _link(g: Geometry, length: int) -> str:
@@ -191,8 +187,7 @@ def _link(g: Geometry, length: int) -> str:
         h.poke(h.pointer(before, layout.NEXT), chosen)
         h.tail(h.handler_at(h.pointer(before, layout.NEXT)), last=last)
 
-    _end(body)
-    return h.text(f"internal preserve_nonecc i64 @link{length}{SIGNATURE} nounwind {prefix()}")
+    return h.define(f"internal preserve_nonecc i64 @link{length}{SIGNATURE} nounwind {prefix()}", body)
 
 
 def _straddle(g: Geometry) -> str:
@@ -219,5 +214,4 @@ def _straddle(g: Geometry) -> str:
         h.page_base = place - (layout.RECORDS - 1) * layout.RECORD
         h.go(scratch, h.steps())
 
-    _end(body)
-    return h.text(f"internal preserve_nonecc i64 @straddle{SIGNATURE} nounwind")
+    return h.define(f"internal preserve_nonecc i64 @straddle{SIGNATURE} nounwind", body)

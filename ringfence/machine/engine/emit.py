@@ -104,6 +104,20 @@ class Emit:
         assert isinstance(a, Word) and isinstance(c, Word) and a.width == c.width
         return b.op(f"phi i{a.width} [ {a}, %{from_a} ], [ {c}, %{from_c} ]", a.width)
 
+    def loop(self, start: Word, stop: Word, step: int, body: Callable[[Word], object]) -> None:
+        """`body` for `start`, `start + step` and so on below `stop`; the first time in any case."""
+        b = self.b
+        before, top, done = b.label, b.fresh("loop"), b.fresh("done")
+        b.emit(f"br label %{top}")
+        b.block(top)
+        index = b.op("", start.width)
+        place = len(b.lines) - 1
+        body(index)
+        following = index + step
+        b.lines[place] = f"  {index} = phi i{start.width} [ {start}, %{before} ], [ {following}, %{b.label} ]"
+        b.emit(f"br i1 {following < stop}, label %{top}, label %{done}")
+        b.block(done)
+
     def leave(self, action: int) -> NoReturn:
         """The caller finds out why from `action`."""
         self.set_field("action", Int(action))
@@ -170,6 +184,15 @@ class Emit:
         flags = self.peek(self.address(self.machine("flags") + frame), 8)
         self.when((flags & CODE) != 0, self.rare)
         self.poke(self.address(self.machine("ram_host") + offset), value)
+
+    def define(self, header: str, body: Callable[[], object]) -> str:
+        """The function that `body` writes. It returns nothing where `body` does not end the last path."""
+        try:
+            body()
+            self.b.emit("ret void")
+        except Ended:
+            pass
+        return self.text(header)
 
     def text(self, header: str) -> str:
         return "\n".join([f"define {header} {{", *self.b.lines, "}", ""])

@@ -3,10 +3,11 @@
     hart block     [state of machine.hart | engine fields | data TLBs | fetch TLBs]    one stride apart
     data TLB       a slot a regime: SETS read entries, then SETS write entries
     fetch TLB      a slot a regime: SETS entries
-    TLB entry      (tag: page of the va, all ones: none; addend: va + addend is the host address, or for fetches the
-    first record) code page      [header | 2048 records of a halfword each | the record behind them: entering the next
-    page] record         (handler - decoder, next instruction's handler - decoder, immediate: 4 bytes each; rd, rs1,
-    rs2, rs3: a byte each)
+    TLB entry      (tag: page of the va, all ones: none;
+                    addend: va + addend is the host address, or for fetches the page's first record)
+    code page      [header | 2048 records of a halfword each | the record behind them: entering the next page]
+    record         (handler - decoder, next instruction's handler - decoder, immediate: 4 bytes each;
+                    rd, rs1, rs2, rs3: a byte each)
 
 A handler passes what it wrote to rd on in a register. The next instruction's handler, which a record links to at its
 first execution, is the one that takes rs1 or rs2 from there where they name that rd. In front of each handler lie the
@@ -49,8 +50,6 @@ FIELDS = table(
         ("fetch_tlb", 1),
         ("data_key", 1),
         ("fetch_key", 1),
-        ("data_next", 1),  # the slot that is given up next
-        ("fetch_next", 1),
         ("float_slow", 1),  # the reference's are, bit 0: all floating-point rows; 1: those that change its state
         ("host_control", 1),  # the host's floating-point control register while native code runs
         ("control", 1),
@@ -63,7 +62,9 @@ FIELDS = table(
         ("machine", 1),
         ("scratch", 8),  # records of the instruction across a page's end
         ("data_keys", SLOTS),
+        ("data_turn", 1),  # behind the keys: the number of the slot to give up next
         ("fetch_keys", SLOTS),
+        ("fetch_turn", 1),
     ],
     SIZE,
 )

@@ -49,9 +49,7 @@ class Threaded(Derived):
         ram = computer.ram
         functions = code.functions(sets)
         self._enter = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(functions["enter"])
-        self._forget = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)(
-            functions["forget_code"]
-        )
+        self._forget = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)(functions["forget"])
         g = Geometry(sets)
         frames = ram.size // FRAME
         count = len(computer.harts)
@@ -201,7 +199,7 @@ class Threaded(Derived):
         if last == first:
             flags = int(self._flags[first])
             if flags & CODE:
-                self._forget(_host_address(self._machine), offset, length)
+                self._forget(self._addresses[0], offset, length)
             if flags & TABLE:
                 self._forget_all_translations()
                 self._flags[first] = flags & ~TABLE
@@ -215,7 +213,7 @@ class Threaded(Derived):
             if flags & CODE:
                 start = max(offset, frame * FRAME)
                 end = min(offset + length, (frame + 1) * FRAME)
-                self._forget(_host_address(self._machine), start, end - start)
+                self._forget(self._addresses[0], start, end - start)
 
     def everything(self) -> None:
         self._drop_code()
@@ -248,7 +246,7 @@ class Threaded(Derived):
         """Nothing is derived from a frame that is written again and again."""
         flags = int(self._flags[frame])
         if flags & CODE:
-            self._forget(_host_address(self._machine), frame * FRAME, FRAME)
+            self._forget(self._addresses[0], frame * FRAME, FRAME)
         self._forget_all_translations()
         self._flags[frame] = flags & ~(CODE | TABLE)
         self._writes[2 * frame : 2 * frame + 2] = bytes(2)

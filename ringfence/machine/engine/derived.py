@@ -1,0 +1,204 @@
+"""Native code's way to drop what was derived from RAM: translations by frame, by page or all; records by byte.
+
+A frame's flags say what was derived from it. All functions take the state of the hart that runs, and see to all harts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ringfence.machine.engine import layout
+from ringfence.machine.engine.emit import OFFSETS, Emit, Ended
+from ringfence.machine.engine.layout import CODE, ENTRY, RECORD, SLOTS, TABLE, TLBS, WRITABLE, Action, Geometry
+from ringfence.word import Int, Ir, Word, select
+
+_EMPTY = Int(-1)
+"""The tag of an entry that holds nothing, and its addend."""
+
+
+def functions(g: Geometry) -> str:
+    """All of them, in textual IR."""
+    return "\n".join(
+        [
+            _function(g, "internal i64 @slot(ptr %state, i64 %key, i64 %keys, i64 %slots, i64 %size)", _slot),
+            _function(g, "internal void @purge(ptr %state, i64 %frame)", _purge),
+            _function(g, "internal void @drop(ptr %state, i64 %va)", _drop),
+            _function(g, "internal void @flush(ptr %state)", _flush),
+            _function(g, "internal void @mark_table(ptr %state, i64 %frame, i64 %part)", _mark_table),
+            _function(g, "void @forget(ptr %state, i64 %offset, i64 %size)", _forget),
+            _function(g, "internal i64 @dirty(ptr %state, i64 %offset, i64 %size)", _dirty),
+        ]
+    )
+
+
+def _function(g: Geometry, header: str, body: Callable[[Emit], None]) -> str:
+    e = Emit(g)
+    return e.define(f"{header} nounwind", lambda: body(e))
+
+
+def _parameter(e: Emit, name: str) -> Word:
+    return Ir(f"%{name}", 64, e.b)
+
+
+def _give(e: Emit, value: Word | int) -> None:
+    e.b.emit(f"ret i64 {value}")
+    raise Ended
+
+
+def _each_hart(e: Emit, body: Callable[[Word], None]) -> None:
+    """`body` for the address of each hart's state."""
+    harts, count, stride = e.machine("harts"), e.machine("hart_count"), e.geometry.stride
+    e.loop(Int(0), count, 1, lambda n: body(harts + n * stride))
+
+
+def _empty(e: Emit, entry: Word) -> None:
+    e.poke(e.address(entry), _EMPTY)
+    e.poke(e.address(entry + 8), _EMPTY)
+
+
+def _slot(e: Emit) -> None:
+    """The TLB of the regime `key` among those that lie at `slots` of the state; or the one whose turn it is, emptied.
+    `keys`: where their keys stand, with the number of the next to give up behind them.
+    """
+    key, keys, slots, size = (_parameter(e, name) for name in ("key", "keys", "slots", "size"))
+    state = e.b.op("ptrtoint ptr %state to i64", 64)
+
+    def place(n: Word) -> Word:
+        return state + slots + n * size
+
+    def look(n: Word) -> None:
+        e.when(e.peek(e.address(state + keys + (n << 3))) == key, lambda: _give(e, place(n)))
+
+    e.loop(Int(0), Int(SLOTS), 1, look)
+    turn = e.address(state + keys + 8 * SLOTS)
+    number = e.peek(turn)
+    e.poke(turn, number + 1)
+    number = number & SLOTS - 1
+    e.poke(e.address(state + keys + (number << 3)), key)
+    start = place(number)
+    e.loop(start, start + size, ENTRY, lambda entry: _empty(e, entry))
+    _give(e, start)
+
+
+def _purge(e: Emit) -> None:
+    """No write TLB of any hart holds the frame any more."""
+    g, frame = e.geometry, _parameter(e, "frame")
+    flag = e.address(e.machine("flags") + frame)
+    e.poke(flag, e.peek(flag, 8) & 0xFF ^ WRITABLE)
+    host = e.machine("ram_host") + (frame << 12)
+
+    def entry(at: Word) -> None:
+        held = e.peek(e.address(at)) + e.peek(e.address(at + 8))
+        e.when(held == host, lambda: _empty(e, at))
+
+    def hart(state: Word) -> None:
+        def slot(start: Word) -> None:
+            e.loop(start, start + g.sets * ENTRY, ENTRY, entry)
+
+        first = state + TLBS + g.sets * ENTRY  # behind the read half
+        e.loop(first, first + SLOTS * g.data_slot, g.data_slot, slot)
+
+    _each_hart(e, hart)
+
+
+def _drop(e: Emit) -> None:
+    """No TLB of any hart holds the virtual page, under any regime."""
+    g, va = e.geometry, _parameter(e, "va")
+
+    def hart(state: Word) -> None:
+        first = state + TLBS + ((va >> 12 & g.sets - 1) * ENTRY)
+
+        def entry(at: Word) -> None:
+            e.when(e.peek(e.address(at)) == va, lambda: _empty(e, at))
+
+        e.loop(first, first + 3 * SLOTS * g.sets * ENTRY, g.sets * ENTRY, entry)  # reads, writes, fetches
+
+    _each_hart(e, hart)
+
+
+def _flush(e: Emit) -> None:
+    """No TLB of any hart holds anything, under any regime."""
+
+    def hart(state: Word) -> None:
+        for name in ("data_key", "fetch_key"):
+            e.poke(e.address(state + OFFSETS[name]), Int(0))
+        for name in ("data_keys", "fetch_keys"):
+            first = state + OFFSETS[name]
+            e.loop(first, first + 8 * SLOTS, 8, lambda key: e.poke(e.address(key), Int(0)))
+
+    _each_hart(e, hart)
+    e.regime()
+
+
+def _mark_table(e: Emit) -> None:
+    """A walk reads the frame as the table of `part` of an address space; of several parts: -1."""
+    frame, part = _parameter(e, "frame"), _parameter(e, "part")
+    flag = e.address(e.machine("flags") + frame)
+    e.when((e.peek(flag, 8) & WRITABLE) != 0, lambda: e.b.emit(f"call void @purge(ptr %state, i64 {frame})"))
+    flags = e.peek(flag, 8)
+    e.poke(flag, flags | TABLE)
+    e.poke(e.address(e.machine("tables") + (frame << 3)), select((flags & TABLE) == 0, part, _EMPTY))
+
+
+def _forget(e: Emit) -> None:
+    """Records of instructions that hold one of these bytes of RAM, all in one frame from which code was decoded, or
+    are linked to one that does, are decoded again.
+    """
+    offset, size = _parameter(e, "offset"), _parameter(e, "size")
+    records = e.peek(e.address(e.machine("code") + (offset >> 12 << 3)))
+    inside = offset & 4095
+    place = inside >> 1
+    first = select(place > 3, place - 3, Int(0))
+    stop = (inside + size + 1 >> 1) * RECORD
+    e.loop(first * RECORD, stop, RECORD, lambda at: e.poke(e.address(records + at), Int(0)))
+
+
+def _dirty(e: Emit) -> None:
+    """Bytes of a frame that something was derived from are about to change: 0, or the action where that is not for
+    native code.
+    """
+    offset, size = _parameter(e, "offset"), _parameter(e, "size")
+    frame = offset >> 12
+    ram = e.machine("ram_host")
+    flag = e.address(e.machine("flags") + frame)
+    flags = e.peek(flag, 8)
+    table = (flags & TABLE) != 0
+    writes = e.address(e.machine("writes") + (frame << 1))
+    count = e.peek(writes, 16) + 1
+    e.poke(writes, count)
+
+    def plain() -> None:
+        e.set_field("cause", frame)
+        _give(e, Action.PLAIN)
+
+    e.when(count > select(table, Int(layout.RETIRE_TABLE, 16), Int(layout.RETIRE_CODE, 16)), plain)
+
+    def valid(at: Word) -> Word:
+        return (e.peek(e.address(ram + at)) & 1) != 0
+
+    def entry(at: Word) -> None:
+        """One valid entry changes: what it maps is dropped, unless it maps the page that runs."""
+        part = e.peek(e.address(e.machine("tables") + (frame << 3)))
+        level = part & 15  # as `load_pte` gives it, from 1
+        e.when(level == 15, lambda: _give(e, Action.EMULATE))
+        shift = level * 9 + 3
+        va = part & -16 | (at >> 3 & 511) << shift
+        e.when((e.page_va ^ va) >> shift == 0, lambda: _give(e, Action.EMULATE))
+
+        def upper() -> None:
+            e.b.emit("call void @flush(ptr %state)")
+            e.poke(flag, e.peek(flag, 8) & 0xFF ^ TABLE)
+
+        e.when(level == 1, lambda: e.b.emit(f"call void @drop(ptr %state, i64 {va})"), upper)
+
+    def walked() -> None:
+        first, last = offset & -8, offset + size - 1 & -8
+
+        def several() -> None:
+            e.loop(first, last + 8, 8, lambda at: e.when(valid(at), lambda: _give(e, Action.EMULATE)))
+
+        e.when(first == last, lambda: e.when(valid(first), lambda: entry(first)), several)
+
+    e.when(table, walked)
+    e.when((flags & CODE) != 0, lambda: e.b.emit(f"call void @forget(ptr %state, i64 {offset}, i64 {size})"))
+    _give(e, 0)
