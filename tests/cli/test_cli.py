@@ -282,6 +282,7 @@ def test_cli_ends_on_ctrl_c_at_any_moment() -> None:
             assert process.wait(10) in (130, -signal.SIGINT), delay
             assert process.stderr is not None
             errors = process.stderr.read()
+            assert b"Exception ignored" not in errors, (delay, errors.decode())
             # Before our first line the interpreter itself is still starting, and finding us.
             ours = os.fsencode(os.path.dirname(package.__file__) + os.sep)
             assert ours not in errors or b"Traceback" not in errors, (delay, errors.decode())

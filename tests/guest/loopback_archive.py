@@ -139,8 +139,6 @@ class Mirror:
         self.faults = Faults()
         self.requests: list[tuple[str, int]] = []
         self.debs: dict[str, tuple[dict[str, str], bytes]] = {}
-        self.published = 0
-        """How often: an index is a second younger than the one before it at least."""
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.server.daemon_threads = True
         self.address = f"http://127.0.0.1:{self.server.server_port}/debian"
@@ -167,7 +165,6 @@ class Mirror:
 
     def publish(self, *, keys: Keys | None = None, suite: str = "trixie", fields: dict[str, str] | None = None) -> None:
         """Writes pool, index and signature; `fields` are the release's, an empty one is left out."""
-        self.published += 1
         stanzas = []
         for package, data in self.debs.values():
             path = self.root / package["Filename"]
@@ -185,7 +182,7 @@ class Mirror:
             "Suite": "stable",
             "Codename": suite,
             "Version": "13.0",
-            "Date": format_datetime(datetime.now(UTC) - timedelta(hours=1) + timedelta(seconds=self.published)),
+            "Date": format_datetime(datetime.now(UTC) - timedelta(hours=1)),
             "Acquire-By-Hash": "yes",
             **(fields or {}),
         }

@@ -416,12 +416,14 @@ def boot(image: Image, command: list[str] | None, tmp_path: Path) -> tuple[bytes
         timer = threading.Timer(200, running.kill)
         timer.start()
         console = b""
+        told = command is not None
         # What comes before the guest has opened its console is lost, so a shell is sent nothing before its prompt.
         while data := os.read(running.stdout.fileno(), 4096):
             console += data
-            if command is None and b":~# " in console[-64:]:
+            if not told and b":~# " in console[-64:]:
                 running.stdin.write(b"exit\n")
                 running.stdin.flush()
+                told = True
         timer.cancel()
     return console[console.index(b"\n", console.rindex(b"MEDELEG")) + 1 :], running.returncode
 
