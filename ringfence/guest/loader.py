@@ -166,8 +166,11 @@ class Program:
         board.hardware_reset()
         ram = board.ram
         for piece in self.pieces:
-            at = ram.offset(piece.pa, piece.extent)
-            piece.blob.into(ram.bytes[at : at + piece.length], piece.offset)
+            ram.offset(piece.pa, piece.extent)
+            done = piece.offset
+            for window in ram.windows(piece.pa, piece.length):
+                piece.blob.into(window, done)
+                done += len(window)
         board.rom.content = self.rom
         board.firmware = self.sbi
         if self.sbi is not None:

@@ -52,7 +52,7 @@ class Bus:
         ram = self.ram
         at = pa - ram.base
         if 0 <= at <= ram.size - size:
-            return int.from_bytes(ram.map[at : at + size], "little")
+            return int.from_bytes(ram.peek(at, size), "little")
         if pa & size - 1:
             raise AccessFault
         device, offset = self._find(pa, size)
@@ -65,7 +65,7 @@ class Bus:
         ram = self.ram
         at = pa - ram.base
         if 0 <= at <= ram.size - 2:
-            return int.from_bytes(ram.map[at : at + 2], "little")
+            return int.from_bytes(ram.peek(at, 2), "little")
         device, offset = self._find(pa, 2)
         if not isinstance(device, Rom):
             raise AccessFault

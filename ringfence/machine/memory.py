@@ -11,12 +11,22 @@ from ringfence.errors import MachineError
 from ringfence.machine.device.device import AccessFault
 
 FRAME = 4096
+READ, WRITE, EXECUTE = 1, 2, 4
+"""Rights to a frame."""
 
 
 class Ram:
-    """`size` bytes from physical address `base`. `flags` has a byte for each frame: not zero where something was
-    derived from it.
+    """`size` bytes from physical address `base`: the bare machine's.
+
+    A place is an offset in the bare machine's memory, `map`. `flags` has a byte for each of its frames: not zero where
+    something was derived from it. A virtual machine's memory is a `Ram` too, with other places (`monitor.map`).
     """
+
+    base: int
+    size: int
+    map: mmap.mmap
+    flags: mmap.mmap
+    derived: Derived
 
     def __init__(self, base: int, size: int) -> None:
         self.base, self.size = base, size
@@ -28,25 +38,43 @@ class Ram:
             self.flags = mmap.mmap(-1, max(size // FRAME, 1))
         except (OSError, ValueError, OverflowError) as error:
             raise MachineError(f"cannot get {size >> 20} MiB of memory: {error}") from None
-        self.bytes = memoryview(self.map)
-        self.derived: Derived | None = None
+        self.derived = Derived()
 
     def offset(self, pa: int, length: int) -> int:
-        """Where `length` bytes at `pa` are. Raises AccessFault unless all of them are RAM."""
+        """How far behind `base` `length` bytes at `pa` are. Raises AccessFault unless all of them are RAM."""
         at = pa - self.base
         if at < 0 or at + length > self.size:
             raise AccessFault
         return at
 
+    def place(self, at: int, right: int = READ) -> int:
+        """The place of offset `at`, which is to be read, written or executed."""
+        return at
+
+    def places(self, at: int, length: int, right: int = READ) -> Iterator[tuple[int, int]]:
+        """(place, length) of the pieces of `length` bytes at offset `at`."""
+        yield at, length
+
+    def peek(self, at: int, length: int) -> bytes:
+        """Bytes at offset `at`, all in one frame."""
+        place = self.place(at)
+        return self.map[place : place + length]
+
     def read(self, pa: int, length: int) -> bytes:
-        at = self.offset(pa, length)
-        return self.map[at : at + length]
+        return b"".join(self.map[at : at + n] for at, n in self.places(self.offset(pa, length), length))
 
     def write(self, pa: int, data: bytes | memoryview) -> None:
-        at = self.offset(pa, len(data))
-        if self.derived is not None:
-            self.derived.written(pa, len(data))
-        self.bytes[at : at + len(data)] = data
+        done = 0
+        for at, n in self.places(self.offset(pa, len(data)), len(data), WRITE):
+            self.derived.written(at, n)
+            self.map[at : at + n] = data[done : done + n]
+            done += n
+
+    def windows(self, pa: int, length: int) -> Iterator[memoryview]:
+        """The pieces of `length` bytes at `pa`, to be written. Nothing may have been derived from them."""
+        whole = memoryview(self.map)
+        for at, n in self.places(self.offset(pa, length), length, WRITE):
+            yield whole[at : at + n]
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         """(number, bytes) of each frame that is not all zero."""
@@ -65,16 +93,15 @@ class Ram:
 
     def clear(self) -> None:
         """All zero again, as at power-on; gives the host its memory back."""
-        if self.derived is not None:
-            self.derived.everything()
+        self.derived.everything()
         self.map.madvise(mmap.MADV_REMOVE)
 
 
 class Derived:
     """What an engine holds that follows from memory's bytes. It is told before they change."""
 
-    def written(self, pa: int, length: int) -> None:
-        """`length` bytes at `pa`, all RAM, are about to change."""
+    def written(self, place: int, length: int) -> None:
+        """`length` bytes at `place` are about to change."""
 
     def everything(self) -> None:
         """All of memory is about to change."""

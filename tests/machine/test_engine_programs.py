@@ -60,11 +60,11 @@ class Evicting(Threaded):
     def run(self, hart: Hart, deadline: int) -> bool:
         lot = self.random.random()
         if lot < 0.2:
-            self._drop_code()
+            self.native.drop_code()
         elif lot < 0.5:
-            self._forget_all_translations()
+            self.native.forget_all_translations()
         elif lot < 0.8:
-            self._make_plain(self.random.randrange(END))
+            self.native.make_plain(self.random.randrange(END))
         steps = self._computer.clock.steps
         return super().run(hart, min(deadline, steps + self.random.randrange(1, 200)))
 

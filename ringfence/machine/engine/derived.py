@@ -47,8 +47,8 @@ def _give(e: Emit, value: Word | int) -> None:
 
 def _each_hart(e: Emit, body: Callable[[Word], None]) -> None:
     """`body` for the address of each hart's state."""
-    harts, count, stride = e.machine("harts"), e.machine("hart_count"), e.geometry.stride
-    e.loop(Int(0), count, 1, lambda n: body(harts + n * stride))
+    harts = e.machine("harts")
+    e.loop(harts, harts + (e.machine("hart_count") << 3), 8, lambda at: body(e.peek(e.address(at))))
 
 
 def _empty(e: Emit, entry: Word) -> None:

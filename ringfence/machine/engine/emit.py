@@ -15,6 +15,7 @@ from ringfence.isa.trap import Cause, S
 from ringfence.machine.engine import layout
 from ringfence.machine.engine.layout import CODE, RECORD, TABLE, Action, Geometry
 from ringfence.machine.hart import FIELDS
+from ringfence.machine.memory import READ, WRITE
 from ringfence.word import Builder, Int, Ir, Word, low, select, sext, zext
 
 OFFSETS = {name: field.offset for name, field in (FIELDS | layout.FIELDS).items()}
@@ -155,11 +156,28 @@ class Emit:
     def time(self) -> Word:
         return self.b.op(f"call i64 @mtime(ptr %state, i64 {self.steps()})", 64)
 
-    def frame(self, pa: Word) -> tuple[Word, Word]:
-        """(offset in RAM, frame number) of a physical address; what is not RAM is the reference's."""
-        offset = pa - self.machine("ram_base")
-        self.when(offset >= self.machine("ram_size"), self.rare)
-        return offset, offset >> 12
+    def frame(self, pa: Word, right: int) -> tuple[Word, Word, Word]:
+        """(place in RAM, the machine's frame, the bare machine's) of a physical address; what is not RAM is the
+        reference's. A virtual machine's f is composed already: `places`.
+        """
+        offset = pa - self.field("ram_base")
+        self.when(offset >= self.field("ram_size"), self.rare)
+        frame = offset >> 12
+        places = self.field("places")
+
+        def composed() -> Word:
+            place = self.peek(self.address(places + (frame << 3)))
+
+            def fault() -> None:
+                self.set_field("cause", frame)
+                self.set_field("tval", Int(right))
+                self.leave(Action.FAULT)
+
+            self.when((place & right) == 0, fault)
+            return place & -4096 | offset & 4095
+
+        place = self.when(places == 0, lambda: offset, composed)
+        return place, frame, place >> 12
 
     def permitted(self, frame: Word, bit: Word) -> None:
         """The reference decides where the frame as a whole does not grant the permission."""
@@ -167,23 +185,23 @@ class Emit:
         self.when(low(zext(permissions) >> bit, 1) == 0, self.rare)
 
     def load_pte(self, pa: Word, va: Word, level: int, access: int) -> Word:
-        offset, frame = self.frame(pa)
+        place, frame, bare = self.frame(pa, READ)
         self.permitted(frame, Int(0))
         span = 12 + 9 * (level + 1)
         part = va & -(1 << span) | level + 1
-        known = self.peek(self.address(self.machine("tables") + (frame << 3)))
-        flags = self.peek(self.address(self.machine("flags") + frame), 8)
+        known = self.peek(self.address(self.machine("tables") + (bare << 3)))
+        flags = self.peek(self.address(self.machine("flags") + bare), 8)
         ready = ((flags & TABLE) != 0) & (known == part)
-        self.when(ready ^ 1, lambda: self.b.emit(f"call void @mark_table(ptr %state, i64 {frame}, i64 {part})"))
-        self.poke(self.address(self.machine("writes") + (frame << 1)), Int(0, 16))
-        return self.peek(self.address(self.machine("ram_host") + offset))
+        self.when(ready ^ 1, lambda: self.b.emit(f"call void @mark_table(ptr %state, i64 {bare}, i64 {part})"))
+        self.poke(self.address(self.machine("writes") + (bare << 1)), Int(0, 16))
+        return self.peek(self.address(self.machine("ram_host") + place))
 
     def store_pte(self, pa: Word, value: Word, va: Word, access: int) -> None:
-        offset, frame = self.frame(pa)
+        place, frame, bare = self.frame(pa, WRITE)
         self.permitted(frame, Int(1))
-        flags = self.peek(self.address(self.machine("flags") + frame), 8)
+        flags = self.peek(self.address(self.machine("flags") + bare), 8)
         self.when((flags & CODE) != 0, self.rare)
-        self.poke(self.address(self.machine("ram_host") + offset), value)
+        self.poke(self.address(self.machine("ram_host") + place), value)
 
     def define(self, header: str, body: Callable[[], object]) -> str:
         """The function that `body` writes. It returns nothing where `body` does not end the last path."""
@@ -396,9 +414,16 @@ class Handler(Emit):
         return old
 
     def _granule(self, host: str) -> Word:
-        """The reservation's name of a place in RAM: its physical address."""
-        place = self.b.op(f"ptrtoint ptr {host} to i64", 64)
-        return place - self.machine("ram_host") + self.machine("ram_base") & -64
+        """The reservation's name of a place: its physical address. A frame that is shared is the reference's."""
+        place = self.b.op(f"ptrtoint ptr {host} to i64", 64) - self.machine("ram_host")
+
+        def owned() -> Word:
+            page = self.peek(self.address(self.machine("owners") + (place >> 12 << 3)))
+            self.when(page == (1 << 64) - 1, self.rare)
+            return page | place & 4095
+
+        granule: Word = self.when(self.field("places") == 0, lambda: place + self.field("ram_base"), owned)
+        return granule & -64
 
     def load_reserved(self, va: Word, bits: int) -> Word:
         host = self._host(va, bits // 8, False, aligned=True)

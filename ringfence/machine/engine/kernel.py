@@ -12,6 +12,7 @@ from ringfence.machine.engine import layout
 from ringfence.machine.engine.emit import OFFSETS, SIGNATURE, Emit, Ended, Handler
 from ringfence.machine.engine.handlers import prefix
 from ringfence.machine.engine.layout import CODE, TABLE, WATCHED_PAGES, WRITABLE, Action, Geometry
+from ringfence.machine.memory import EXECUTE, READ, WRITE
 from ringfence.word import Int, Ir, Word, low, select, zext
 
 _MACHINE = {name: field.offset for name, field in layout.MACHINE.items()}
@@ -124,11 +125,11 @@ def _slow(g: Geometry, access: Access) -> str:
         else:
             entry = e.pointer(e.address(e.fetch_tlb), (va >> 12 & g.sets - 1) << 4)
         pa = translate(e, va, access)  # type: ignore[arg-type]
-        offset, frame = e.frame(pa)
+        place, guest, frame = e.frame(pa, (EXECUTE, READ, WRITE)[access])
         machine = effective_privilege(e, access) == M  # type: ignore[arg-type]
         bit = (2, 0, 1)[access]
-        e.permitted(frame, select(machine, Int(bit + 4), Int(bit)))
-        host = e.machine("ram_host") + offset
+        e.permitted(guest, select(machine, Int(bit + 4), Int(bit)))
+        host = e.machine("ram_host") + place
         flag = e.address(e.machine("flags") + frame)
 
         def fill(addend: Word) -> None:
@@ -147,7 +148,7 @@ def _slow(g: Geometry, access: Access) -> str:
                 raise Ended
 
             e.when((e.peek(flag, 8) & (CODE | TABLE)) == 0, plain)
-            ready = e.b.op(f"call i64 @dirty(ptr %state, i64 {offset}, i64 {size})", 64)
+            ready = e.b.op(f"call i64 @dirty(ptr %state, i64 {place}, i64 {size})", 64)
             e.when(ready != 0, lambda: e.leave_with(ready))
             e.b.emit(f"ret i64 {host}")
         else:

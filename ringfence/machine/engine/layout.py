@@ -1,6 +1,6 @@
 """Where native code finds things: the engine's fields behind a hart's own, the TLBs, the machine block, code pages.
 
-    hart block     [state of machine.hart | engine fields | data TLBs | fetch TLBs]    one stride apart
+    hart block     [state of machine.hart | engine fields | data TLBs | fetch TLBs]
     data TLB       a slot a regime: SETS read entries, then SETS write entries
     fetch TLB      a slot a regime: SETS entries
     TLB entry      (tag: page of the va, all ones: none;
@@ -58,6 +58,9 @@ FIELDS = table(
         ("clock_base_ns", 1),  # idle time; or the host's time at guest time 0
         ("clock_offset", 1),  # ticks
         ("timespec", 2),
+        ("ram_base", 1),
+        ("ram_size", 1),
+        ("places", 1),  # 8 bytes a frame of a virtual machine: its place in RAM, and the rights to it; 0: bare
         ("permissions", 1),  # a byte a frame: R W X below M in bits 0 to 2, in M in bits 4 to 6
         ("machine", 1),
         ("scratch", 8),  # records of the instruction across a page's end
@@ -74,15 +77,14 @@ assert max(f.offset + 8 * f.count for f in FIELDS.values()) <= TLBS
 MACHINE = table(
     [
         ("ram_host", 1),
-        ("ram_base", 1),
-        ("ram_size", 1),
         ("flags", 1),  # a byte a frame
         ("code", 1),  # 8 bytes a frame: its first record, or 0
         ("tables", 1),  # 8 bytes a frame: of which part of the address space it was walked as a table
         ("writes", 1),  # 2 bytes a frame: slow writes since something was last derived
+        ("owners", 1),  # 8 bytes a frame: the physical address by which one virtual machine alone has it, or all ones
         ("code_next", 1),
         ("code_end", 1),
-        ("harts", 1),
+        ("harts", 1),  # the addresses of their blocks
         ("hart_count", 1),
         ("breaks", 32),  # a bit a halfword of a page: an instruction there is the reference's
         ("watching", 1),  # how many there are
@@ -106,7 +108,8 @@ class Action:
     EMULATE = 4  # one instruction is the reference's
     TRAP = 5  # (inside) an exception is to be taken
     FULL = 6  # no code page is left
-    PLAIN = 7  # the frame of physical address `cause` is to be plain again
+    PLAIN = 7  # the bare machine's frame `cause` is to be plain again
+    FAULT = 8  # f does not give the right `tval` to the machine's frame `cause`
 
 
 class Geometry:

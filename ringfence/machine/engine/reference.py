@@ -174,7 +174,7 @@ class Known:
             pa, machine = self._physical(pc, Access.FETCH)
             at = pa - self._computer.ram.base
             if 0 <= at <= self._computer.ram.size - 4 and self._permission(pa, 4, machine) & pmp.X:
-                return int.from_bytes(self._computer.ram.map[at : at + 4], "little")
+                return int.from_bytes(self._computer.ram.peek(at, 4), "little")
         bits = self._fetch_half(pc)
         if bits & 3 == 3:
             bits |= self._fetch_half(pc + 2 & _NONE) << 16
@@ -219,9 +219,9 @@ class Known:
         key = (va >> 12, access, satp, priv << 20 | status & _SUM_MXR, self._hart.number)
         found = self._walks.get(key)
         if found is not None:
-            ram = self._computer.ram.map
+            peek = self._computer.ram.peek
             for at, entry in found[1]:
-                if ram[at : at + 8] != entry:
+                if peek(at, 8) != entry:
                     break
             else:
                 return found[0] | va & 4095, False
@@ -411,7 +411,7 @@ class Known:
             at = self._walked(pa.value, pmp.R)
         except AccessFault:
             raise Trap(ACCESS_FAULT[Access(access)], va.value) from None
-        entry = self._computer.ram.map[at : at + 8]
+        entry = self._computer.ram.peek(at, 8)
         if self._trail is not None:
             self._trail.append((at, entry))
         return Int(int.from_bytes(entry, "little"))

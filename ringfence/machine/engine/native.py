@@ -1,0 +1,158 @@
+"""What native code works with on one bare machine: decoded code, what is derived from each frame, the harts' blocks.
+
+Harts of virtual machines have blocks here too: a virtual machine's code runs as the bare machine's does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+from ringfence.machine.engine import code, layout
+from ringfence.machine.engine.layout import CODE, TABLE, Geometry
+from ringfence.machine.hart import FIELDS, Hart
+from ringfence.machine.memory import FRAME, Derived, Ram
+
+CODE_BYTES = 256 << 20
+"""The room for decoded code; when it is full all of it is dropped."""
+HARTS = 1024
+"""The most harts of a bare machine and all machines on it."""
+
+INDEX = {name: field.offset >> 3 for name, field in (FIELDS | layout.FIELDS).items()}
+MACHINE = {name: field.offset >> 3 for name, field in layout.MACHINE.items()}
+
+_PLAIN = bytes(flags for flags in range(256) if not flags & (CODE | TABLE))
+_NO_CODE = bytes(flags & ~CODE for flags in range(256))
+
+
+def anonymous(size: int) -> mmap.mmap:
+    """Zeroes, taken from the host as they are touched."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def host_address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+class Native(Derived):
+    """`sets`: entries of each TLB of a regime."""
+
+    def __init__(self, ram: Ram, sets: int, code_bytes: int) -> None:
+        functions = code.functions(sets)
+        self.enter = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(functions["enter"])
+        self._forget = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)(functions["forget"])
+        self._geometry = Geometry(sets)
+        frames = ram.size // FRAME
+        self._arena = anonymous(code_bytes)
+        self._records = anonymous(frames * 8)
+        self._tables = anonymous(frames * 8)
+        self._writes = anonymous(frames * 2)
+        self._owners = anonymous(frames * 8)
+        self.owners = memoryview(self._owners).cast("B").cast("Q")
+        self._harts = anonymous(HARTS * 8)
+        self._addresses = memoryview(self._harts).cast("B").cast("Q")
+        self._blocks: list[memoryview] = []
+        self.block = anonymous(4096)
+        self._flags = memoryview(ram.flags)
+        arena = host_address(self._arena)
+        self.words = memoryview(self.block).cast("B").cast("Q")
+        for name, value in {
+            "ram_host": host_address(ram.map),
+            "flags": host_address(ram.flags),
+            "code": host_address(self._records),
+            "tables": host_address(self._tables),
+            "writes": host_address(self._writes),
+            "owners": host_address(self._owners),
+            "code_next": arena,
+            "code_end": arena + code_bytes,
+            "harts": host_address(self._harts),
+        }.items():
+            self.words[MACHINE[name]] = value
+        ram.derived = self
+
+    # Harts
+
+    def add(self, hart: Hart, ram: Ram, places: mmap.mmap | None) -> int:
+        """Give a hart a block, whose address is returned. `places`: of the frames of a virtual machine's `ram`."""
+        block = anonymous(self._geometry.stride)
+        hart.move(memoryview(block))
+        for name, value in {
+            "machine": host_address(self.block),
+            "ram_base": ram.base,
+            "ram_size": ram.size,
+            "places": 0 if places is None else host_address(places),
+        }.items():
+            hart.words[INDEX[name]] = value
+        address = host_address(block)
+        self._addresses[len(self._blocks)] = address
+        self._blocks.append(hart.words)
+        self.words[MACHINE["hart_count"]] = len(self._blocks)
+        return address
+
+    def remove(self, hart: Hart) -> None:
+        """The hart goes on elsewhere, if it does."""
+        at = next(n for n, words in enumerate(self._blocks) if words is hart.words)
+        hart.move(memoryview(bytearray(hart.block)))
+        last = self._blocks.pop()
+        self._addresses[at] = self._addresses[len(self._blocks)]
+        if at < len(self._blocks):
+            self._blocks[at] = last
+        self.words[MACHINE["hart_count"]] = len(self._blocks)
+
+    # Derived: before memory changes
+
+    def written(self, place: int, length: int) -> None:
+        first = place // FRAME
+        last = (place + length - 1) // FRAME
+        if last == first:
+            flags = int(self._flags[first])
+            if flags & CODE:
+                self._forget(self._addresses[0], place, length)
+            if flags & TABLE:
+                self.forget_all_translations()
+                self._flags[first] = flags & ~TABLE
+            return
+        derived = bytes(self._flags[first : last + 1])
+        if not derived.translate(None, _PLAIN):
+            return
+        if any(flags & TABLE for flags in derived):
+            self.forget_all_translations()
+        for frame, flags in enumerate(derived, first):
+            if flags & CODE:
+                start = max(place, frame * FRAME)
+                end = min(place + length, (frame + 1) * FRAME)
+                self._forget(self._addresses[0], start, end - start)
+
+    def everything(self) -> None:
+        self.drop_code()
+        self._flags[:] = bytes(len(self._flags))
+
+    # Dropping
+
+    def forget_translations(self, words: memoryview) -> None:
+        """All slots of a hart's TLBs are for no regime."""
+        words[INDEX["data_key"]] = words[INDEX["fetch_key"]] = 0
+        for name in ("data_keys", "fetch_keys"):
+            for n in range(layout.SLOTS):
+                words[INDEX[name] + n] = 0
+
+    def forget_all_translations(self) -> None:
+        for words in self._blocks:
+            self.forget_translations(words)
+
+    def drop_code(self) -> None:
+        """No code is decoded any more."""
+        self.forget_all_translations()
+        self._arena.madvise(mmap.MADV_DONTNEED)
+        self._records.madvise(mmap.MADV_DONTNEED)
+        self._flags[:] = bytes(self._flags).translate(_NO_CODE)
+        self.words[MACHINE["code_next"]] = host_address(self._arena)
+
+    def make_plain(self, frame: int) -> None:
+        """Nothing is derived from the frame, and no TLB holds it."""
+        flags = int(self._flags[frame])
+        if flags & CODE:
+            self._forget(self._addresses[0], frame * FRAME, FRAME)
+        self.forget_all_translations()
+        self._flags[frame] = flags & ~(CODE | TABLE)
+        self._writes[2 * frame : 2 * frame + 2] = bytes(2)
