@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ringfence.errors import MachineError
 from ringfence.isa.trap import Irq
@@ -143,6 +143,9 @@ class Virt(Computer):
         self.at_check_point = False
 
 
+Board = TypeVar("Board", bound=Virt)
+
+
 def virt(
     memory: int = MEMORY,
     harts: int = 1,
@@ -164,17 +167,48 @@ def virt(
     time and entropy under the host clock. Raises `MachineError`. Until a program is loaded there is none: see
     `guest.loader`.
     """
-    _check(memory, harts, step_ns, turn, len(disks))
+    check(memory, harts, step_ns, turn, len(disks))
+    return assemble(
+        Virt,
+        Ram(RAM, memory),
+        harts,
+        engine=_engine(engine),
+        clock=clock,
+        step_ns=step_ns,
+        turn=turn,
+        seed=seed,
+        console=console,
+        disks=disks,
+        epoch_ns=epoch_ns,
+        rng_seed=rng_seed,
+    )
+
+
+def assemble(
+    kind: type[Board],
+    ram: Ram,
+    harts: int,
+    *,
+    engine: Callable[[Computer], Engine],
+    clock: Source = "virtual",
+    step_ns: int = 1,
+    turn: int = TURN,
+    seed: int | None = None,
+    console: ConsoleOut | None = None,
+    disks: Sequence[Disk] = (),
+    epoch_ns: int | None = None,
+    rng_seed: bytes | None = None,
+) -> Board:
+    """The whole memory map, wired: bare, or a virtual machine with what its monitor gives it. Arguments as `virt`'s."""
+    check(ram.size, harts, step_ns, turn, len(disks))
     if epoch_ns is None:
         epoch_ns = EPOCH_NS if clock == "virtual" else time.time_ns()
     if rng_seed is None:
         rng_seed = RNG_SEED if clock == "virtual" else os.urandom(32)
-
     ticks = Clock(clock, step_ns)
-    ram = Ram(RAM, memory)
     cpus = [Hart(n, memoryview(bytearray(SIZE))) for n in range(harts)]
-    board = Virt(ram, ticks, cpus, turn=turn, seed=seed)
-    board.inputs = Inputs(memory, harts, len(disks), rng_seed, epoch_ns, turn, seed)
+    board = kind(ram, ticks, cpus, turn=turn, seed=seed)
+    board.inputs = Inputs(ram.size, harts, len(disks), rng_seed, epoch_ns, turn, seed)
 
     aclint = Aclint(ticks, [HartLine(h, Irq.MSI) for h in cpus], [HartLine(h, Irq.MTI) for h in cpus])
     plic = Plic([HartLine(h, irq) for h in cpus for irq in (Irq.MEI, Irq.SEI)])
@@ -203,14 +237,14 @@ def virt(
     board.slots = tuple(slots)
     board.memory = Memory(board)
     board.timers = SupervisorTimers(ticks, aclint, cpus)
-    board.engine = _engine(engine)(board)
+    board.engine = engine(board)
     board.on_reset = board.hardware_reset
     for hart in cpus:
         hart.pc = ROM
     return board
 
 
-def _check(memory: int, harts: int, step_ns: int, turn: int, disks: int) -> None:
+def check(memory: int, harts: int, step_ns: int, turn: int, disks: int) -> None:
     if not 1 <= harts <= HARTS:
         raise MachineError(f"a machine has 1 to {HARTS} harts, not {harts}")
     if memory < MEMORY_LEAST:

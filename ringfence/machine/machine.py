@@ -249,6 +249,10 @@ class Computer:
             self.clock.alarm = None
             self.clock.stop()
 
+    def charge(self, steps: int) -> None:
+        """A machine on this one has taken so many steps of it."""
+        self.clock.steps += steps
+
     def digest(self) -> str:
         """One hash of the whole state; the machine stands."""
         return digest(self)

@@ -91,6 +91,12 @@ class Ram:
                 if frame != nothing:
                     yield at // FRAME, frame
 
+    def zero(self, at: int, length: int) -> None:
+        """Whole frames from offset `at` become zeroes, and the host gets their memory back."""
+        for place, n in self.places(at, length, WRITE):
+            self.derived.written(place, n)
+            self.map.madvise(mmap.MADV_REMOVE, place, n)
+
     def clear(self) -> None:
         """All zero again, as at power-on; gives the host its memory back."""
         self.derived.everything()

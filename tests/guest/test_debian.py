@@ -7,25 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ringfence import Image, MiB, Store, Virt, load, virt
-from ringfence.errors import NoSuchImage
+from ringfence import Image, MiB, Virt, load, virt
 from ringfence.machine.engine.threaded import Threaded
 
 PROMPT = ":~# "
 OPENSBI = Path("/usr/lib/riscv64-linux-gnu/opensbi/generic")
 STEPS = 1_200_000_000
 """The prompt has come by then, with any number of harts."""
-
-
-@pytest.fixture(scope="session")
-def debian(request: pytest.FixtureRequest) -> Image:
-    """The image of this host; or one from the network; or the test is skipped, for the reason that is given."""
-    try:
-        return Store().find("debian")
-    except NoSuchImage:
-        image = request.getfixturevalue("debian_image")
-        assert isinstance(image, Image)
-        return image
 
 
 def start(board: Virt, image: Image, bios: Path | None = None) -> None:

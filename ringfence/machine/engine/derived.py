@@ -105,13 +105,14 @@ def _drop(e: Emit) -> None:
     """No TLB of any hart holds the virtual page, under any regime."""
     g, va = e.geometry, _parameter(e, "va")
 
+    def entry(at: Word) -> None:
+        e.when(e.peek(e.address(at)) == va, lambda: _empty(e, at))
+
     def hart(state: Word) -> None:
-        first = state + TLBS + ((va >> 12 & g.sets - 1) * ENTRY)
-
-        def entry(at: Word) -> None:
-            e.when(e.peek(e.address(at)) == va, lambda: _empty(e, at))
-
-        e.loop(first, first + 3 * SLOTS * g.sets * ENTRY, g.sets * ENTRY, entry)  # reads, writes, fetches
+        inside = (va >> 12 & g.sets - 1) * ENTRY
+        for start, size in ((TLBS, g.data_slot), (TLBS + g.sets * ENTRY, g.data_slot), (g.fetch_tlbs, g.fetch_slot)):
+            first = state + start + inside
+            e.loop(first, first + SLOTS * size, size, entry)
 
     _each_hart(e, hart)
 

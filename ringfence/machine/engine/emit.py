@@ -7,13 +7,14 @@ call of the next record's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from ringfence.isa.paging import MISALIGNED, Access
 from ringfence.isa.spec import Insn
 from ringfence.isa.trap import Cause, S
 from ringfence.machine.engine import layout
-from ringfence.machine.engine.layout import CODE, RECORD, TABLE, Action, Geometry
+from ringfence.machine.engine.layout import CODE, ENTRY, RECORD, TABLE, Action, Geometry
 from ringfence.machine.hart import FIELDS
 from ringfence.machine.memory import READ, WRITE
 from ringfence.word import Builder, Int, Ir, Word, low, select, sext, zext
@@ -178,6 +179,12 @@ class Emit:
 
         place = self.when(places == 0, lambda: offset, composed)
         return place, frame, place >> 12
+
+    def physical_page(self, va: Word, write: bool) -> str:
+        """Where the data TLB keeps the physical address of an entry's page."""
+        sets = self.geometry.sets
+        first = 2 * sets * ENTRY + (8 * sets if write else 0)
+        return self.pointer(self.address(self.data_tlb), ((va >> 12 & sets - 1) << 3) + first)
 
     def permitted(self, frame: Word, bit: Word) -> None:
         """The reference decides where the frame as a whole does not grant the permission."""
@@ -381,25 +388,36 @@ class Handler(Emit):
 
     def _host(self, va: Word, size: int, write: bool, aligned: bool = False) -> str:
         """The host address of an access: a TLB hit, or the slow path, which may not come back."""
-        g, b = self.geometry, self.b
-        entry = self.pointer(
-            self.address(self.data_tlb), ((va >> 12 & g.sets - 1) << 4) + (g.sets * 16 if write else 0)
-        )
-        tag = self.peek(entry)
-        hit = (va & (-4096 | size - 1)) == tag
-
-        def slow() -> Word:
-            if self.twin is not None:
-                self.tail(f"@{self.twin}")
-            if aligned:
-                misaligned = (va & size - 1) != 0
-                self.when(misaligned, lambda: self.trap(MISALIGNED[Access.STORE if write else Access.LOAD], va))
-            name = "slow_store" if write else "slow_load"
-            host = b.op(f"call i64 @{name}(ptr %state, i64 {va}, i64 {size})", 64)
-            self.when(host == 0, lambda: self.tail("@leave"))
-            return host
-
+        hit, entry = self._hit(va, size, write)
+        slow = partial(self._missed, va, size, write, aligned)
         return self.address(self.when(hit, lambda: va + self.peek(self.pointer(entry, 8)), slow))
+
+    def _found(self, va: Word, size: int, write: bool, aligned: bool) -> tuple[str, Word]:
+        """The host address and the physical address of an access."""
+        host = self._host(va, size, write, aligned)
+        hit, _ = self._hit(va, size, write)
+        inside = va & 4095
+        page = self.when(hit, lambda: self.peek(self.physical_page(va, write)), lambda: self.physical & -4096)
+        return host, page | inside
+
+    def _hit(self, va: Word, size: int, write: bool) -> tuple[Word, str]:
+        """Whether the TLB has it, and its entry."""
+        g = self.geometry
+        entry = self.pointer(
+            self.address(self.data_tlb), ((va >> 12 & g.sets - 1) << 4) + (g.sets * ENTRY if write else 0)
+        )
+        return (va & (-4096 | size - 1)) == self.peek(entry), entry
+
+    def _missed(self, va: Word, size: int, write: bool, aligned: bool) -> Word:
+        if self.twin is not None:
+            self.tail(f"@{self.twin}")
+        if aligned:
+            misaligned = (va & size - 1) != 0
+            self.when(misaligned, lambda: self.trap(MISALIGNED[Access.STORE if write else Access.LOAD], va))
+        name = "slow_store" if write else "slow_load"
+        host = self.b.op(f"call i64 @{name}(ptr %state, i64 {va}, i64 {size})", 64)
+        self.when(host == 0, lambda: self.tail("@leave"))
+        return host
 
     def load(self, va: Word, bits: int) -> Word:
         return self.peek(self._host(va, bits // 8, False), bits, 1)
@@ -413,26 +431,19 @@ class Handler(Emit):
         self.poke(host, change(old))
         return old
 
-    def _granule(self, host: str) -> Word:
-        """The reservation's name of a place: its physical address. A frame that is shared is the reference's."""
-        place = self.b.op(f"ptrtoint ptr {host} to i64", 64) - self.machine("ram_host")
-
-        def owned() -> Word:
-            page = self.peek(self.address(self.machine("owners") + (place >> 12 << 3)))
-            self.when(page == (1 << 64) - 1, self.rare)
-            return page | place & 4095
-
-        granule: Word = self.when(self.field("places") == 0, lambda: place + self.field("ram_base"), owned)
-        return granule & -64
+    def _reservable(self, va: Word, bits: int, write: bool) -> tuple[str, Word]:
+        """The host address of an access, and its granule: the physical address of 64 bytes."""
+        host, pa = self._found(va, bits // 8, write, aligned=True)
+        return host, pa & -64
 
     def load_reserved(self, va: Word, bits: int) -> Word:
-        host = self._host(va, bits // 8, False, aligned=True)
-        self.reservation = self._granule(host)
+        host, granule = self._reservable(va, bits, False)
+        self.reservation = granule
         return self.peek(host, bits)
 
     def store_conditional(self, va: Word, value: Word) -> Word:
-        host = self._host(va, value.width // 8, True, aligned=True)
-        held = self.reservation == self._granule(host)
+        host, granule = self._reservable(va, value.width, True)
+        held = self.reservation == granule
         self.reservation = Int(-1)
         self.when(held, lambda: self.poke(host, value))
         return zext(held ^ 1)

@@ -125,6 +125,7 @@ def _slow(g: Geometry, access: Access) -> str:
         else:
             entry = e.pointer(e.address(e.fetch_tlb), (va >> 12 & g.sets - 1) << 4)
         pa = translate(e, va, access)  # type: ignore[arg-type]
+        e.set_field("physical", pa)
         place, guest, frame = e.frame(pa, (EXECUTE, READ, WRITE)[access])
         machine = effective_privilege(e, access) == M  # type: ignore[arg-type]
         bit = (2, 0, 1)[access]
@@ -135,6 +136,8 @@ def _slow(g: Geometry, access: Access) -> str:
         def fill(addend: Word) -> None:
             e.poke(entry, page)
             e.poke(e.pointer(entry, 8), addend)
+            if access is not Access.FETCH:
+                e.poke(e.physical_page(va, access is Access.STORE), pa & -4096)
 
         if access is Access.LOAD:
             fill(host - va)

@@ -1,7 +1,7 @@
 """Where native code finds things: the engine's fields behind a hart's own, the TLBs, the machine block, code pages.
 
     hart block     [state of machine.hart | engine fields | data TLBs | fetch TLBs]
-    data TLB       a slot a regime: SETS read entries, then SETS write entries
+    data TLB       a slot a regime: SETS read entries, SETS write entries; of each, the page's physical address
     fetch TLB      a slot a regime: SETS entries
     TLB entry      (tag: page of the va, all ones: none;
                     addend: va + addend is the host address, or for fetches the page's first record)
@@ -44,6 +44,7 @@ FIELDS = table(
         ("action", 1),  # why native code leaves: Action
         ("cause", 1),
         ("tval", 1),
+        ("physical", 1),  # the physical address of the last access that missed its TLB
         ("page_va", 1),  # the virtual page that is executed,
         ("page_base", 1),  # and its first record: with a record's place they give the pc
         ("data_tlb", 1),
@@ -81,7 +82,6 @@ MACHINE = table(
         ("code", 1),  # 8 bytes a frame: its first record, or 0
         ("tables", 1),  # 8 bytes a frame: of which part of the address space it was walked as a table
         ("writes", 1),  # 2 bytes a frame: slow writes since something was last derived
-        ("owners", 1),  # 8 bytes a frame: the physical address by which one virtual machine alone has it, or all ones
         ("code_next", 1),
         ("code_end", 1),
         ("harts", 1),  # the addresses of their blocks
@@ -120,6 +120,6 @@ class Geometry:
             raise ValueError("TLB sets: a power of two")
         self.sets = sets
         self.fetch_slot = sets * ENTRY
-        self.data_slot = 2 * sets * ENTRY
+        self.data_slot = sets * (2 * ENTRY + 2 * 8)
         self.fetch_tlbs = TLBS + SLOTS * self.data_slot
         self.stride = (self.fetch_tlbs + SLOTS * self.fetch_slot + 4095) & ~4095

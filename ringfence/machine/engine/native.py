@@ -47,8 +47,6 @@ class Native(Derived):
         self._records = anonymous(frames * 8)
         self._tables = anonymous(frames * 8)
         self._writes = anonymous(frames * 2)
-        self._owners = anonymous(frames * 8)
-        self.owners = memoryview(self._owners).cast("B").cast("Q")
         self._harts = anonymous(HARTS * 8)
         self._addresses = memoryview(self._harts).cast("B").cast("Q")
         self._blocks: list[memoryview] = []
@@ -62,7 +60,6 @@ class Native(Derived):
             "code": host_address(self._records),
             "tables": host_address(self._tables),
             "writes": host_address(self._writes),
-            "owners": host_address(self._owners),
             "code_next": arena,
             "code_end": arena + code_bytes,
             "harts": host_address(self._harts),

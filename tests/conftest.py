@@ -1,4 +1,4 @@
-"""Fixtures for guest images: an archive on the loopback device, and the network's."""
+"""Fixtures for guest images: an archive on the loopback device, the network's, and Debian's image."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from loopback_archive import Keys, Mirror, make_keys
 
-from ringfence.errors import RingfenceError
+from ringfence.errors import NoSuchImage, RingfenceError
 from ringfence.guest import mirror
 from ringfence.guest.archive import Release, find_release
 from ringfence.guest.catalog import entry
@@ -71,3 +71,14 @@ def debian_image(network_release: Release, tmp_path_factory: pytest.TempPathFact
     """The image `debian`, pulled from the network into a directory of the test's own."""
     store = Store(tmp_path_factory.mktemp("cache"))
     return store.pull("debian", [network_release.mirror], mirror.keyring()).image
+
+
+@pytest.fixture(scope="session")
+def debian(request: pytest.FixtureRequest) -> Image:
+    """The image of this host; or one from the network; or the test is skipped, for the reason that is given."""
+    try:
+        return Store().find("debian")
+    except NoSuchImage:
+        image = request.getfixturevalue("debian_image")
+        assert isinstance(image, Image)
+        return image

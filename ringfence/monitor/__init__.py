@@ -1,0 +1,1 @@
+"""The virtual machine monitor: it takes a machine and gives machines."""

@@ -1,0 +1,68 @@
+"""The allocator: which frames of the host machine are whose. A policy, in plain functions over lists."""
+
+from __future__ import annotations
+
+from ringfence.errors import OutOfMemory
+from ringfence.machine.memory import FRAME, Ram
+from ringfence.monitor.map import ROOT, SUPERPAGE
+
+
+class Allocator:
+    """The frames of `host`, in superpages and frames; offsets in it. What held a guest's data is zeroed before another
+    gets it.
+    """
+
+    def __init__(self, host: Ram) -> None:
+        self._host = host
+        whole = host.size // SUPERPAGE * SUPERPAGE
+        self._superpages = list(range(whole - SUPERPAGE, -1, -SUPERPAGE))
+        self._frames = list(range(host.size - FRAME, whole - FRAME, -FRAME))
+        self._used: set[int] = set()
+        """Free superpages and frames that are not zero any more."""
+
+    @property
+    def free(self) -> int:
+        """Bytes that nobody has."""
+        return len(self._superpages) * SUPERPAGE + len(self._frames) * FRAME
+
+    def superpage(self) -> int | None:
+        """One of zeroes; None where there is none whole."""
+        return self._zero(self._superpages.pop(), SUPERPAGE) if self._superpages else None
+
+    def frame(self) -> int:
+        """One of zeroes. Raises OutOfMemory."""
+        if not self._frames:
+            if not self._superpages:
+                raise OutOfMemory("the host machine's memory is used up")
+            first = self._superpages.pop()
+            frames = range(first + SUPERPAGE - FRAME, first - FRAME, -FRAME)
+            self._frames.extend(frames)
+            if first in self._used:
+                self._used.update(frames)
+        return self._zero(self._frames.pop(), FRAME)
+
+    def root(self) -> int:
+        """ROOT bytes of zeroes, aligned to as much. Raises OutOfMemory."""
+        count = ROOT // FRAME
+        for _ in range(2):
+            free = set(self._frames)
+            for at in self._frames:
+                wanted = range(at, at + ROOT, FRAME)
+                if at % ROOT == 0 and free.issuperset(wanted):
+                    self._frames = [frame for frame in self._frames if frame not in wanted]
+                    for frame in wanted:
+                        self._zero(frame, FRAME)
+                    return at
+            self._frames.append(self.frame())  # of a superpage that is split for it
+        raise OutOfMemory(f"the host machine has no {count} frames of memory side by side")
+
+    def give_back(self, at: int, size: int) -> None:
+        """A superpage or frame is nobody's any more."""
+        (self._superpages if size == SUPERPAGE else self._frames).append(at)
+        self._used.add(at)
+
+    def _zero(self, at: int, size: int) -> int:
+        if at in self._used:
+            self._used.discard(at)
+            self._host.zero(at, size)
+        return at

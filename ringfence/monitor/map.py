@@ -1,0 +1,227 @@
+"""f: a virtual machine's memory to its host machine's (Goldberg 1973), and the memory that a virtual machine has by it.
+
+An f is a table in the host machine's own memory, in the format of hgatp's Sv39x4 (privileged manual, "Two-Stage
+Address Translation"): 4 KiB and 2 MiB pages, each with its rights. Its monitor writes it; the guest never sees it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from array import array
+from collections.abc import Callable, Iterator
+
+from ringfence.isa.paging import ACCESSED, DIRTY, PPN, USER, R, V, W, X
+from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
+
+ALL = READ | WRITE | EXECUTE
+SUPERPAGE = 512 * FRAME
+ROOT = 4 * FRAME
+"""The bytes of a root table, aligned to them."""
+_LEAF = V | USER | ACCESSED | DIRTY
+
+
+class F:
+    """The map from offsets in a virtual machine's memory to offsets in `host`. Its root table, at first of zeroes, lies
+    at offset `root` there.
+    """
+
+    def __init__(self, host: Ram, size: int, root: int, table: Callable[[], int], free: Callable[[int], None]) -> None:
+        """`size`: of the memory that is mapped. `table` gives the offset of a frame of zeroes in `host`, and `free`
+        takes it back.
+        """
+        self.host, self.size, self.root = host, size, root
+        self._table, self._free = table, free
+
+    def _read(self, at: int) -> int:
+        return int.from_bytes(self.host.peek(at, 8), "little")
+
+    def _write(self, at: int, entry: int) -> None:
+        self.host.write(self.host.base + at, entry.to_bytes(8, "little"))
+
+    def _child(self, at: int) -> int | None:
+        """The offset of the table that a table entry leads to."""
+        entry = self._read(at)
+        return (entry >> 10 & PPN) * FRAME - self.host.base if entry & V and not entry & (R | X) else None
+
+    def _make_child(self, at: int) -> int:
+        child = self._child(at)
+        if child is None:
+            child = self._table()
+            self._write(at, (self.host.base + child) // FRAME << 10 | V)
+        return child
+
+    def look(self, at: int) -> tuple[int, int, int] | None:
+        """(offset in the host, rights, size) of the page that holds offset `at`; None where f has no answer."""
+        middle = self._child(self.root + (at >> 30 << 3))
+        if middle is None:
+            return None
+        slot = middle + (at >> 21 & 511) * 8
+        size = SUPERPAGE
+        entry = self._read(slot)
+        if entry & V and not entry & (R | X):
+            lower = self._child(slot)
+            assert lower is not None
+            entry, size = self._read(lower + (at >> 12 & 511) * 8), FRAME
+        if not entry & V:
+            return None
+        rights = (READ if entry & R else 0) | (WRITE if entry & W else 0) | (EXECUTE if entry & X else 0)
+        return (entry >> 10 & PPN) * FRAME - self.host.base, rights, size
+
+    def vacant(self, at: int) -> bool:
+        """Whether f has no answer for any frame of the superpage that holds offset `at`."""
+        middle = self._child(self.root + (at >> 30 << 3))
+        return middle is None or not self._read(middle + (at >> 21 & 511) * 8) & V
+
+    def set(self, at: int, to: int, rights: int = ALL, size: int = FRAME) -> None:
+        """Map the page of `size` (FRAME or SUPERPAGE) at offset `at` to offset `to` of the host; a superpage of which a
+        frame is set is split.
+        """
+        flags = _LEAF | (R if rights & READ else 0) | (W if rights & WRITE else 0) | (X if rights & EXECUTE else 0)
+        entry = (self.host.base + to) // FRAME << 10 | flags
+        middle = self._make_child(self.root + (at >> 30 << 3))
+        slot = middle + (at >> 21 & 511) * 8
+        if size == SUPERPAGE:
+            self._write(slot, entry)
+        else:
+            self._write(self._split(slot) + (at >> 12 & 511) * 8, entry)
+
+    def clear(self, at: int) -> None:
+        """f has no answer any more for the frame at offset `at`."""
+        if self.look(at) is not None:
+            slot = self._split_at(at)
+            self._write(slot, 0)
+
+    def _split_at(self, at: int) -> int:
+        """The place of the entry of the frame at `at`, which has one."""
+        middle = self._child(self.root + (at >> 30 << 3))
+        assert middle is not None
+        return self._split(middle + (at >> 21 & 511) * 8) + (at >> 12 & 511) * 8
+
+    def _split(self, slot: int) -> int:
+        """The table of frames under an entry, made of the superpage that is there."""
+        entry = self._read(slot)
+        if not entry & V or not entry & (R | X):
+            return self._make_child(slot)
+        lower = self._table()
+        entries = array("Q", (entry + (n << 10) for n in range(512)))
+        self.host.write(self.host.base + lower, entries.tobytes())
+        self._write(slot, (self.host.base + lower) // FRAME << 10 | V)
+        return lower
+
+    def pages(self) -> Iterator[tuple[int, int, int, int]]:
+        """(offset, offset in the host, rights, size) of every page for which there is an answer, by offset."""
+        for at in range(0, self.size, SUPERPAGE):
+            if self.vacant(at):
+                continue
+            found = self.look(at)
+            if found is not None and found[2] == SUPERPAGE:
+                yield at, *found
+                continue
+            for page in range(at, min(at + SUPERPAGE, self.size), FRAME):
+                if (found := self.look(page)) is not None:
+                    yield page, *found
+
+    def empty(self) -> None:
+        """f has no answer for anything; its tables but for the root are given back."""
+        for slot in range(self.root, self.root + ROOT, 8):
+            middle = self._child(slot)
+            if middle is None:
+                continue
+            for inner in range(middle, middle + FRAME, 8):
+                if (lower := self._child(inner)) is not None:
+                    self._free(lower)
+            self._free(middle)
+            self._write(slot, 0)
+
+
+class GuestRam(Ram):
+    """The memory of a virtual machine, under its f and all below: f ∘ f ∘ … is composed page by page as it is used.
+
+    `composed` holds it: for each frame its place in the bare machine's memory and the rights to it, 0 where that is not
+    known. Native code reads it when a TLB misses. `fault(offset, right)` is the VM-fault: it gives f an answer.
+    `release` takes all of f's answers back.
+    """
+
+    def __init__(
+        self, base: int, size: int, f: F, fault: Callable[[int, int], None], release: Callable[[], None]
+    ) -> None:
+        self.base, self.size, self.f = base, size, f
+        self.host = host = f.host
+        self.fd, self.map, self.flags, self.derived = host.fd, host.map, host.flags, host.derived
+        self.composed = mmap.mmap(-1, size // FRAME * 8, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._places = memoryview(self.composed).cast("B").cast("Q")
+        self._fault, self._release = fault, release
+        self.above: list[GuestRam] = []
+        """Memory of virtual machines on this one."""
+        if isinstance(host, GuestRam):
+            host.above.append(self)
+
+    def place(self, at: int, right: int = READ) -> int:
+        entry = self._places[at >> 12]
+        if not entry & right:
+            entry = self._compose(at & -FRAME, right)
+        return entry & -FRAME | at & FRAME - 1
+
+    def places(self, at: int, length: int, right: int = READ) -> Iterator[tuple[int, int]]:
+        run, size = 0, 0
+        while length:
+            n = min(length, FRAME - (at & FRAME - 1))
+            place = self.place(at, right)
+            if size and place == run + size:
+                size += n
+            else:
+                if size:
+                    yield run, size
+                run, size = place, n
+            at, length = at + n, length - n
+        if size:
+            yield run, size
+
+    def _compose(self, at: int, right: int) -> int:
+        """The entry of the frame at `at`, with the right; a whole superpage of f at once."""
+        found = self.f.look(at)
+        if found is None or not found[1] & right:
+            self._fault(at, right)
+            found = self.f.look(at)
+            assert found is not None and found[1] & right, f"f has no answer for {at:#x}"
+        to, rights, size = found
+        host = self.host
+        inside = at & size - 1
+        place = host.place(to + inside, right)
+        first, count = at - inside >> 12, min(size, self.size - (at - inside)) >> 12
+        if isinstance(host, GuestRam):
+            composed = array("Q", host._places[to >> 12 : (to >> 12) + count])
+            if rights != ALL:
+                composed = array("Q", (entry & (-FRAME | rights) for entry in composed))
+        else:
+            start = to | rights
+            composed = array("Q", range(start, start + count * FRAME, FRAME))
+        self._places[first : first + count] = memoryview(composed)
+        return place | rights
+
+    def forget(self, at: int, length: int) -> None:
+        """f changes, or has changed, for these pages: what was composed with it is dropped here and above."""
+        first, last = at >> 12, at + length - 1 >> 12
+        self._places[first : last + 1] = memoryview(array("Q", bytes(8 * (last - first + 1))))
+        for memory in self.above:
+            memory.forget_through(at, length)
+
+    def forget_through(self, to: int, length: int) -> None:
+        """The host's pages change."""
+        for at, where, _, size in self.f.pages():
+            if where < to + length and to < where + size:
+                self.forget(at, size)
+
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        nothing = bytes(FRAME)
+        for at, _, _, size in self.f.pages():
+            for frame in range(at >> 12, min(at + size, self.size) >> 12):
+                data = os.pread(self.fd, FRAME, self.place(frame << 12))
+                if data != nothing:
+                    yield frame, data
+
+    def clear(self) -> None:
+        self.derived.everything()
+        self._release()
+        self.forget(0, self.size)

@@ -1,0 +1,40 @@
+"""A virtual machine is a machine: the board that `virt` gives, with memory, time and devices by its monitor's f."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ringfence.machine.board import Virt
+from ringfence.machine.exit import Exit
+from ringfence.monitor.map import GuestRam
+
+if TYPE_CHECKING:
+    from ringfence.monitor.monitor import Monitor
+
+
+class VirtualMachine(Virt):
+    """Made by `Monitor.create`, which sets these."""
+
+    name: str
+    monitor: Monitor
+    ram: GuestRam
+
+    @property
+    def path(self) -> str:
+        """Its name behind those of the machines that it is on, but for the bare one: `outer/inner`."""
+        host = self.monitor.machine
+        return f"{host.path}/{self.name}" if isinstance(host, VirtualMachine) else self.name
+
+    def run(self, steps: int | None = None, *, until: int | None = None) -> Exit:
+        before = self.steps
+        try:
+            return super().run(steps, until=until)
+        finally:
+            self.monitor.machine.charge(self.steps - before)
+
+    def charge(self, steps: int) -> None:
+        super().charge(steps)
+        self.monitor.machine.charge(steps)
+
+    def __repr__(self) -> str:
+        return f"<{self.path}: {super().__repr__()[1:-1]}>"
