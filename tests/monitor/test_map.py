@@ -40,7 +40,7 @@ changes = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.integers(1, 8), changes, st.lists(pages, min_size=1, max_size=10))
 def test_maps_compose_one_address_at_a_time(
     depth: int, what: list[tuple[str, int, int, int]], looked: list[int]
