@@ -109,5 +109,8 @@ class Derived:
     def written(self, place: int, length: int) -> None:
         """`length` bytes at `place` are about to change."""
 
+    def moved(self) -> None:
+        """Frames of a virtual machine are in other places now."""
+
     def everything(self) -> None:
         """All of memory is about to change."""

@@ -200,18 +200,30 @@ class GuestRam(Ram):
         self._places[first : first + count] = memoryview(composed)
         return place | rights
 
-    def forget(self, at: int, length: int) -> None:
-        """f changes, or has changed, for these pages: what was composed with it is dropped here and above."""
+    def give(self, at: int, to: int, rights: int = ALL, size: int = FRAME) -> None:
+        """Change f's answer, as `F.set` does, before anything here or above relies on it."""
+        self.f.set(at, to, rights, size)
+        self._forget(at, size)
+        self.derived.moved()
+
+    def take(self, at: int) -> None:
+        """Take f's answer for a frame back."""
+        self.f.clear(at)
+        self._forget(at, FRAME)
+        self.derived.moved()
+
+    def _forget(self, at: int, length: int) -> None:
+        """f has changed for these pages: what was composed with it is dropped, here and above."""
         first, last = at >> 12, at + length - 1 >> 12
         self._places[first : last + 1] = memoryview(array("Q", bytes(8 * (last - first + 1))))
         for memory in self.above:
-            memory.forget_through(at, length)
+            memory._forget_through(at, length)
 
-    def forget_through(self, to: int, length: int) -> None:
+    def _forget_through(self, to: int, length: int) -> None:
         """The host's pages change."""
         for at, where, _, size in self.f.pages():
             if where < to + length and to < where + size:
-                self.forget(at, size)
+                self._forget(at, size)
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         nothing = bytes(FRAME)
@@ -222,6 +234,6 @@ class GuestRam(Ram):
                     yield frame, data
 
     def clear(self) -> None:
-        self.derived.everything()
         self._release()
-        self.forget(0, self.size)
+        self._forget(0, self.size)
+        self.derived.everything()

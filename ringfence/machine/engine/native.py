@@ -120,6 +120,9 @@ class Native(Derived):
                 end = min(place + length, (frame + 1) * FRAME)
                 self._forget(self._addresses[0], start, end - start)
 
+    def moved(self) -> None:
+        self.forget_all_translations()
+
     def everything(self) -> None:
         self.drop_code()
         self._flags[:] = bytes(len(self._flags))
