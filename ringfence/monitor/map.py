@@ -65,8 +65,7 @@ class F:
             entry, size = self._read(lower + (at >> 12 & 511) * 8), FRAME
         if not entry & V:
             return None
-        rights = (READ if entry & R else 0) | (WRITE if entry & W else 0) | (EXECUTE if entry & X else 0)
-        return (entry >> 10 & PPN) * FRAME - self.host.base, rights, size
+        return *self._meaning(entry), size
 
     def vacant(self, at: int) -> bool:
         """Whether f has no answer for any frame of the superpage that holds offset `at`."""
@@ -82,21 +81,19 @@ class F:
         middle = self._make_child(self.root + (at >> 30 << 3))
         slot = middle + (at >> 21 & 511) * 8
         if size == SUPERPAGE:
+            lower = self._child(slot)
             self._write(slot, entry)
+            if lower is not None:
+                self._free(lower)
         else:
             self._write(self._split(slot) + (at >> 12 & 511) * 8, entry)
 
     def clear(self, at: int) -> None:
         """f has no answer any more for the frame at offset `at`."""
         if self.look(at) is not None:
-            slot = self._split_at(at)
-            self._write(slot, 0)
-
-    def _split_at(self, at: int) -> int:
-        """The place of the entry of the frame at `at`, which has one."""
-        middle = self._child(self.root + (at >> 30 << 3))
-        assert middle is not None
-        return self._split(middle + (at >> 21 & 511) * 8) + (at >> 12 & 511) * 8
+            middle = self._child(self.root + (at >> 30 << 3))
+            assert middle is not None
+            self._write(self._split(middle + (at >> 21 & 511) * 8) + (at >> 12 & 511) * 8, 0)
 
     def _split(self, slot: int) -> int:
         """The table of frames under an entry, made of the superpage that is there."""
@@ -111,16 +108,26 @@ class F:
 
     def pages(self) -> Iterator[tuple[int, int, int, int]]:
         """(offset, offset in the host, rights, size) of every page for which there is an answer, by offset."""
-        for at in range(0, self.size, SUPERPAGE):
-            if self.vacant(at):
+        for at in range(0, self.size, 1 << 30):
+            middle = self._child(self.root + (at >> 30 << 3))
+            if middle is None:
                 continue
-            found = self.look(at)
-            if found is not None and found[2] == SUPERPAGE:
-                yield at, *found
-                continue
-            for page in range(at, min(at + SUPERPAGE, self.size), FRAME):
-                if (found := self.look(page)) is not None:
-                    yield page, *found
+            for n, entry in enumerate(self._entries(middle)):
+                first = at + n * SUPERPAGE
+                if entry & (R | X):
+                    yield first, *self._meaning(entry), SUPERPAGE
+                elif entry & V:
+                    for m, leaf in enumerate(self._entries((entry >> 10 & PPN) * FRAME - self.host.base)):
+                        if leaf & V:
+                            yield first + m * FRAME, *self._meaning(leaf), FRAME
+
+    def _entries(self, table: int) -> array[int]:
+        return array("Q", self.host.read(self.host.base + table, FRAME))
+
+    def _meaning(self, entry: int) -> tuple[int, int]:
+        """(offset in the host, rights) of a leaf."""
+        rights = (READ if entry & R else 0) | (WRITE if entry & W else 0) | (EXECUTE if entry & X else 0)
+        return (entry >> 10 & PPN) * FRAME - self.host.base, rights
 
     def empty(self) -> None:
         """f has no answer for anything; its tables but for the root are given back."""
@@ -203,27 +210,28 @@ class GuestRam(Ram):
     def give(self, at: int, to: int, rights: int = ALL, size: int = FRAME) -> None:
         """Change f's answer, as `F.set` does, before anything here or above relies on it."""
         self.f.set(at, to, rights, size)
-        self._forget(at, size)
+        self._forget((at, size))
         self.derived.moved()
 
     def take(self, at: int) -> None:
         """Take f's answer for a frame back."""
         self.f.clear(at)
-        self._forget(at, FRAME)
+        self._forget((at, FRAME))
         self.derived.moved()
 
-    def _forget(self, at: int, length: int) -> None:
-        """f has changed for these pages: what was composed with it is dropped, here and above."""
-        first, last = at >> 12, at + length - 1 >> 12
-        self._places[first : last + 1] = memoryview(array("Q", bytes(8 * (last - first + 1))))
+    def _forget(self, *changed: tuple[int, int]) -> None:
+        """f has changed for these (offset, length): what was composed with it is dropped, here and above."""
+        for at, length in changed:
+            first, count = at >> 12, length >> 12
+            self._places[first : first + count] = memoryview(array("Q", bytes(8 * count)))
+        if not self.above or not changed:
+            return
+        frames = bytearray(self.size >> 12)
+        for at, length in changed:
+            frames[at >> 12 : at + length >> 12] = b"\1" * (length >> 12)
         for memory in self.above:
-            memory._forget_through(at, length)
-
-    def _forget_through(self, to: int, length: int) -> None:
-        """The host's pages change."""
-        for at, where, _, size in self.f.pages():
-            if where < to + length and to < where + size:
-                self._forget(at, size)
+            pages = memory.f.pages()
+            memory._forget(*((at, size) for at, to, _, size in pages if 1 in frames[to >> 12 : to + size >> 12]))
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         nothing = bytes(FRAME)
@@ -235,5 +243,5 @@ class GuestRam(Ram):
 
     def clear(self) -> None:
         self._release()
-        self._forget(0, self.size)
+        self._forget((0, self.size))
         self.derived.everything()
