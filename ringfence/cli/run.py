@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = "corral"
 SILENCE = 10.0
+DEEPEST = 64
 GDB_PORT = "1234"
 KINDS = ("insn", "trap", "csr", "io")
 _UNITS = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
@@ -143,6 +144,13 @@ Exit status: the guest's own, and
     help=f"Let gdb connect, on the loopback device where no host is given. Without a port it is {GDB_PORT}; 0 is any.",
 )
 @click.option("-S", "wait", is_flag=True, help="Wait for gdb before the first instruction.")
+@click.option(
+    "--depth",
+    type=click.IntRange(0, DEEPEST),
+    default=0,
+    show_default=True,
+    help="Monitors beneath it, one on the other.",
+)
 @click.option("--engine", type=click.Choice(["threaded", "reference"]), help="What runs harts. Default: threaded.")
 def run(image: str | None, command: tuple[str, ...], **options: Any) -> None:
     """Boot a guest: the embedded one, IMAGE, or a --kernel; with COMMAND, that runs in place of IMAGE's shell.
@@ -163,7 +171,7 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
     from ringfence.cli.console import Input, Output, Terminal, is_terminal
     from ringfence.cli.session import Limits, Session
     from ringfence.guest.loader import load
-    from ringfence.machine.board import virt
+    from ringfence.monitor.monitor import nested
 
     person = is_terminal()
     guest = _guest(image, command, person, options)
@@ -174,7 +182,8 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
     engine: Literal["threaded", "reference"] = (
         "reference" if options["trace"] or tree else options["engine"] or "threaded"
     )
-    board = virt(
+    board = nested(
+        options["depth"],
         options["memory"],
         options["harts"],
         clock=clock,

@@ -25,15 +25,17 @@ class Allocator:
         """Bytes that nobody has."""
         return len(self._superpages) * SUPERPAGE + len(self._frames) * FRAME
 
-    def superpage(self) -> int | None:
-        """One of zeroes; None where there is none whole."""
-        return self._zero(self._superpages.pop(), SUPERPAGE) if self._superpages else None
+    def superpage(self, keep: int = 0) -> int | None:
+        """One of zeroes, where `keep` frames are left beside it; None where there is none whole."""
+        if not self._superpages or self.free - SUPERPAGE < keep * FRAME:
+            return None
+        return self._zero(self._superpages.pop(), SUPERPAGE)
 
-    def frame(self) -> int:
-        """One of zeroes. Raises OutOfMemory."""
+    def frame(self, keep: int = 0) -> int:
+        """One of zeroes, where `keep` frames are left beside it. Raises OutOfMemory."""
+        if self.free < (keep + 1) * FRAME:
+            raise OutOfMemory("the host machine's memory is used up")
         if not self._frames:
-            if not self._superpages:
-                raise OutOfMemory("the host machine's memory is used up")
             first = self._superpages.pop()
             frames = range(first + SUPERPAGE - FRAME, first - FRAME, -FRAME)
             self._frames.extend(frames)

@@ -159,6 +159,8 @@ class GuestRam(Ram):
         self.composed = mmap.mmap(-1, size // FRAME * 8, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._places = memoryview(self.composed).cast("B").cast("Q")
         self._fault, self._release = fault, release
+        self.absent: dict[int, Callable[[], bytes]] = {}
+        """Frames (by offset) that f has no answer for, but that are not zero: how to look at their bytes."""
         self.above: list[GuestRam] = []
         """Memory of virtual machines on this one."""
         if isinstance(host, GuestRam):
@@ -171,19 +173,16 @@ class GuestRam(Ram):
         return entry & -FRAME | at & FRAME - 1
 
     def places(self, at: int, length: int, right: int = READ) -> Iterator[tuple[int, int]]:
-        run, size = 0, 0
+        """What one piece asks for may be taken from another that came before: use each before the next."""
         while length:
-            n = min(length, FRAME - (at & FRAME - 1))
             place = self.place(at, right)
-            if size and place == run + size:
-                size += n
-            else:
-                if size:
-                    yield run, size
-                run, size = place, n
+            n = min(length, FRAME - (at & FRAME - 1))
+            wanted = place + n | right  # frames behind it that are known to lie there too
+            while n < length and self._places[at + n >> 12] & (-FRAME | right) == wanted:
+                more = min(length - n, FRAME)
+                n, wanted = n + more, wanted + more
+            yield place, n
             at, length = at + n, length - n
-        if size:
-            yield run, size
 
     def _compose(self, at: int, right: int) -> int:
         """The entry of the frame at `at`, with the right; a whole superpage of f at once."""
@@ -235,11 +234,20 @@ class GuestRam(Ram):
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         nothing = bytes(FRAME)
-        for at, _, _, size in self.f.pages():
-            for frame in range(at >> 12, min(at + size, self.size) >> 12):
-                data = os.pread(self.fd, FRAME, self.place(frame << 12))
-                if data != nothing:
-                    yield frame, data
+        there = {at + n: size for at, _, _, size in self.f.pages() for n in range(0, size, FRAME)}
+        for at in sorted({*there, *self.absent}):
+            if (look := self.absent.get(at)) is not None:
+                data = look()
+            else:
+                data = os.pread(self.fd, FRAME, self.place(at))
+            if data != nothing:
+                yield at >> 12, data
+
+    def recent(self, at: int) -> bool:
+        """Whether the frame was used since this was asked last. Native code looks it up again from now on."""
+        used = bool(self._places[at >> 12])
+        self._places[at >> 12] = 0
+        return used
 
     def clear(self) -> None:
         self._release()

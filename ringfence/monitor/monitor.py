@@ -2,29 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal
 
-from ringfence.errors import MachineError
-from ringfence.machine.board import RAM, Virt, assemble, check
+from ringfence.errors import MachineError, OutOfMemory
+from ringfence.machine.board import RAM, MiB, Virt, assemble, check, virt
 from ringfence.machine.clock import Source
 from ringfence.machine.device.uart16550 import ConsoleOut
 from ringfence.machine.device.virtio_blk import Disk
 from ringfence.machine.machine import Computer, Engine
-from ringfence.machine.memory import FRAME
+from ringfence.machine.memory import FRAME, READ
 from ringfence.monitor.allocator import Allocator
 from ringfence.monitor.map import SUPERPAGE, F, GuestRam
+from ringfence.monitor.pager import PagingDisk
 from ringfence.monitor.vm import VirtualMachine
+
+BATCH = 64
+"""Frames that are taken at a time when memory is short."""
+
+
+def overhead(memory: int) -> int:
+    """What a machine has to have beside the memory of one that runs on it: its f, all in small pages at worst."""
+    return 2 * SUPERPAGE + -(-memory // (512 * SUPERPAGE)) * SUPERPAGE
+
+
+def nested(
+    depth: int,
+    memory: int,
+    harts: int = 1,
+    *,
+    engine: Literal["threaded", "reference"] = "threaded",
+    clock: Source = "virtual",
+    seed: int | None = None,
+    console: ConsoleOut | None = None,
+    disks: Sequence[Disk] = (),
+) -> Virt:
+    """A machine with `depth` monitors beneath it, each on the machine that the next one gives; 0: a bare one.
+
+    Raises MachineError."""
+    if not depth:
+        return virt(memory, harts, clock=clock, seed=seed, engine=engine, console=console, disks=disks)
+    sizes = [memory]
+    for _ in range(depth):
+        sizes.append(sizes[-1] + overhead(sizes[-1]))
+    check(memory, harts, 1, 1, len(disks))
+    machine = virt(sizes.pop(), harts, engine=engine)
+    while len(sizes) > 1:
+        machine = Monitor(machine).create("guest", sizes.pop(), harts)
+    return Monitor(machine).create("guest", memory, harts, clock=clock, seed=seed, console=console, disks=disks)
 
 
 class Monitor:
     """The control program of `machine`, bare or virtual, all of whose memory it has."""
 
-    def __init__(self, machine: Virt) -> None:
+    def __init__(self, machine: Virt, *, paging: int | None = None) -> None:
+        """`paging`: the most bytes on the paging disk; None: what the host has."""
         self.machine = machine
         self.guests: dict[str, VirtualMachine] = {}
         self.faults = 0
         """VM-faults that this monitor has answered."""
         self._allocator = Allocator(machine.ram)
+        self._tables = 0
+        self._disk = PagingDisk(paging)
 
     def create(
         self,
@@ -40,18 +80,25 @@ class Monitor:
         disks: Sequence[Disk] = (),
         epoch_ns: int | None = None,
         rng_seed: bytes | None = None,
+        resident: int = 0,
     ) -> VirtualMachine:
-        """A virtual machine, as `virt` makes a bare one. Raises MachineError."""
+        """A virtual machine, as `virt` makes a bare one. It has the first `resident` bytes of its memory at all times.
+
+        Raises MachineError."""
         if name in self.guests or not name or "/" in name:
             raise MachineError(f"a machine needs a name of its own without a slash, not {name!r}")
         check(memory, harts, step_ns, turn, len(disks))
         allocator = self._allocator
-        f = F(self.machine.ram, memory, allocator.root(), allocator.frame, self._free_frame)
+        f = F(self.machine.ram, memory, allocator.root(), self._table, self._free_table)
 
         def fault(at: int, right: int) -> None:
             self._fault(vm, at, right)
 
-        ram = GuestRam(RAM, memory, f, fault, lambda: self._release(vm))
+        def clear() -> None:
+            self._release(vm)
+            self._reserve(vm)
+
+        ram = GuestRam(RAM, memory, f, fault, clear)
         vm = assemble(
             VirtualMachine,
             ram,
@@ -66,7 +113,14 @@ class Monitor:
             epoch_ns=epoch_ns,
             rng_seed=rng_seed,
         )
-        vm.name, vm.monitor = name, self
+        vm.name, vm.monitor, vm.resident = name, self, resident
+        vm.held = vm.hand = 0
+        vm.paged = {}
+        try:
+            self._reserve(vm)
+        except OutOfMemory:
+            self._release(vm)
+            raise MachineError(f"{resident // MiB} MiB of resident memory are more than is free") from None
         self.guests[name] = vm
         return vm
 
@@ -84,20 +138,125 @@ class Monitor:
         return lambda vm: Threaded(vm, native=native, places=ram.composed)
 
     def _fault(self, vm: VirtualMachine, at: int, right: int) -> None:
-        """A VM-fault: f has no answer, so it gets one: memory is given on demand."""
+        """A VM-fault: f has no answer, so it gets one. Memory is given on demand."""
         self.faults += 1
-        f, allocator = vm.ram.f, self._allocator
-        first = at & -SUPERPAGE
-        if first + SUPERPAGE <= vm.ram.size and f.vacant(at) and (superpage := allocator.superpage()) is not None:
-            f.set(first, superpage, size=SUPERPAGE)
+        f, first = vm.ram.f, at & -SUPERPAGE
+        if first + SUPERPAGE <= vm.ram.size and f.vacant(at) and _whole(vm, first):
+            superpage = self._allocator.superpage(self._kept())
+            if superpage is not None:
+                f.set(first, superpage, size=SUPERPAGE)
+                vm.held += SUPERPAGE
+                return
+        at &= -FRAME
+        if at in vm.paged:
+            self._page_in(vm, at)
         else:
-            f.set(at & -FRAME, allocator.frame())
+            f.set(at, self._frame())
+            vm.held += FRAME
+
+    def _page_in(self, vm: VirtualMachine, at: int) -> None:
+        """A frame comes back. Its slot is free before a frame is sought: on a full disk one changes places with it."""
+        slot = vm.paged[at]
+        data = self._disk.read(slot)
+        self._disk.free(slot)
+        try:
+            to = self._frame()
+        except OutOfMemory:
+            vm.paged[at] = self._disk.write(data)
+            raise
+        del vm.paged[at]
+        del vm.ram.absent[at]
+        self.machine.ram.write(self.machine.ram.base + to, data)
+        vm.ram.f.set(at, to)
+        vm.held += FRAME
+
+    def _frame(self) -> int:
+        """A frame for a machine: one that is free, or one that is taken from a machine."""
+        try:
+            return self._allocator.frame(self._kept())
+        except OutOfMemory:
+            self.reclaim(BATCH)
+            return self._allocator.frame(self._kept())
+
+    def _kept(self) -> int:
+        """How many free frames are for tables of f alone: all superpages can be split."""
+        return max(0, self.machine.ram.size // SUPERPAGE - self._tables)
+
+    def _table(self) -> int:
+        to = self._allocator.frame()
+        self._tables += 1
+        return to
+
+    def _free_table(self, at: int) -> None:
+        self._allocator.give_back(at, FRAME)
+        self._tables -= 1
+
+    def reclaim(self, count: int) -> None:
+        """Take up to `count` frames from machines. Raises OutOfMemory where there are none to take."""
+        taken = 0
+        self.machine.ram.derived.moved()  # what is used from now on is looked up, and so seen to be used
+        try:
+            for vm, at in victims(list(self.guests.values())):
+                self.page_out(vm, at)
+                taken += 1
+                if taken == count:
+                    return
+        except OutOfMemory:  # the paging disk is full
+            if not taken:
+                raise
+        if not taken:
+            raise OutOfMemory("the host machine's memory is used up, and none of it can be paged")
+
+    def page_out(self, vm: VirtualMachine, at: int) -> bool:
+        """Take the frame at an offset away from a machine, which does not notice. False: it has none there."""
+        found = vm.ram.f.look(at)
+        if found is None:
+            return False
+        to, _, size = found
+        to += at & size - 1
+        host = self.machine.ram
+        data = host.read(host.base + to, FRAME)
+        if data != bytes(FRAME):
+            slot = vm.paged[at] = self._disk.write(data)
+            vm.ram.absent[at] = partial(self._disk.read, slot)
+        vm.ram.take(at)  # may ask for the frame at once, where it holds an f of the machine's own
+        self._allocator.give_back(to, FRAME)
+        vm.held -= FRAME
+        return True
+
+    def _reserve(self, vm: VirtualMachine) -> None:
+        """A machine has its resident memory from the beginning. Raises OutOfMemory."""
+        for at in range(0, vm.resident, FRAME):
+            if vm.ram.f.look(at) is None:
+                self._fault(vm, at, READ)
 
     def _release(self, vm: VirtualMachine) -> None:
         """All memory of a machine is nobody's."""
+        for slot in vm.paged.values():
+            self._disk.free(slot)
+        vm.paged.clear()
+        vm.ram.absent.clear()
+        vm.held = vm.hand = 0
         for _, to, _, size in vm.ram.f.pages():
             self._allocator.give_back(to, size)
         vm.ram.f.empty()
 
-    def _free_frame(self, at: int) -> None:
-        self._allocator.give_back(at, FRAME)
+
+def _whole(vm: VirtualMachine, first: int) -> bool:
+    """Whether no frame of the superpage is on the paging disk."""
+    return not vm.paged or all(at not in vm.paged for at in range(first, first + SUPERPAGE, FRAME))
+
+
+def victims(guests: list[VirtualMachine]) -> Iterator[tuple[VirtualMachine, int]]:
+    """Which frames to take first: of the machine that has most memory beyond what is resident, one that it did not use
+    lately.
+    """
+    while guests:
+        vm = max(guests, key=lambda guest: guest.held - guest.resident)
+        if vm.held <= vm.resident:
+            return
+        at = vm.unused()
+        if at is None:
+            guests.remove(vm)
+        else:
+            yield vm, at

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ringfence.machine.board import Virt
 from ringfence.machine.exit import Exit
+from ringfence.machine.memory import FRAME
 from ringfence.monitor.map import GuestRam
 
 if TYPE_CHECKING:
@@ -18,6 +19,14 @@ class VirtualMachine(Virt):
     name: str
     monitor: Monitor
     ram: GuestRam
+    resident: int
+    """The first bytes of its memory, which the monitor does not page."""
+    held: int
+    """Bytes of the host's memory that it has."""
+    paged: dict[int, int]
+    """Frames (by offset) that are on the monitor's paging disk, and in which slot."""
+    hand: int
+    """Where the search for a frame to take goes on."""
 
     @property
     def path(self) -> str:
@@ -31,6 +40,15 @@ class VirtualMachine(Virt):
             return super().run(steps, until=until)
         finally:
             self.monitor.machine.charge(self.steps - before)
+
+    def unused(self) -> int | None:
+        """A frame (by offset) that was not used since this was asked last (the clock algorithm; Corbató 1968)."""
+        for _ in range(2 * self.ram.size // FRAME):
+            at = self.hand if self.resident <= self.hand < self.ram.size else self.resident
+            self.hand = at + FRAME
+            if at < self.ram.size and self.ram.f.look(at) is not None and not self.ram.recent(at):
+                return at
+        return None
 
     def charge(self, steps: int) -> None:
         super().charge(steps)

@@ -437,3 +437,12 @@ def test_terminal_shows_a_guests_panic_below_its_output() -> None:
     person.until(b"ringfence: the guest says that it failed")
     person.until(b"hart 0: pc")
     assert person.end() == 132
+
+
+def test_run_on_monitors_is_a_run_on_the_bare_machine(kernel: Callable[..., str]) -> None:
+    """Output, status and the machine's own account are the same at any depth."""
+    path = kernel(*say("deep\n"), *leave(7 << 16 | 0x3333))
+    found = [ringfence("run", "--kernel", path, "--json", "--depth", str(depth)) for depth in (0, 1, 5)]
+    assert {run.returncode for run in found} == {7} and {run.stdout for run in found} == {b"deep\n"}
+    accounts = [{**json.loads(run.stderr), "wall_seconds": 0} for run in found]
+    assert accounts[0] == accounts[1] == accounts[2]

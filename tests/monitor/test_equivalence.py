@@ -8,18 +8,9 @@ from typing import Literal
 import pytest
 
 from ringfence import CORRAL, Image, MiB, Virt, load, virt
-from ringfence.monitor.monitor import Monitor
+from ringfence.monitor.monitor import Monitor, nested
 
-MARGIN = 8 * MiB
 Engine = Literal["threaded", "reference"]
-
-
-def tower(depth: int, memory: int, harts: int = 1, engine: Engine = "threaded") -> Virt:
-    """A machine of so much memory, with so many monitors beneath it."""
-    machine = virt(memory + depth * MARGIN, harts, engine=engine)
-    for level in range(depth):
-        machine = Monitor(machine).create("guest", memory + (depth - 1 - level) * MARGIN, harts)
-    return machine
 
 
 def selftest(machine: Virt) -> str:
@@ -41,13 +32,13 @@ def bare_selftest(harts: int) -> str:
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
 def test_selftest_is_the_same_at_any_depth(depth: int, harts: int) -> None:
     """Corral's self-test uses every kind of trap, page table and device."""
-    assert selftest(tower(depth, 64 * MiB, harts)) == bare_selftest(harts)
+    assert selftest(nested(depth, 64 * MiB, harts)) == bare_selftest(harts)
 
 
 @pytest.mark.parametrize("depth", [1, 8])
 def test_selftest_is_the_same_in_the_reference(depth: int) -> None:
     """The reference reading goes through every f too."""
-    assert selftest(tower(depth, 64 * MiB, engine="reference")) == bare_selftest(1)
+    assert selftest(nested(depth, 64 * MiB, engine="reference")) == bare_selftest(1)
 
 
 def boot(machine: Virt, image: Image) -> str:
@@ -58,7 +49,7 @@ def boot(machine: Virt, image: Image) -> str:
 
 def test_debian_boots_the_same_at_any_depth(debian: Image) -> None:
     """To its shell, with two harts."""
-    assert len({boot(tower(depth, 256 * MiB, 2), debian) for depth in (0, 1, 4, 8)}) == 1
+    assert len({boot(nested(depth, 256 * MiB, 2), debian) for depth in (0, 1, 4, 8)}) == 1
 
 
 def test_two_guests_do_not_notice_each_other() -> None:

@@ -5,22 +5,11 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringfence import MiB, Virt, virt
+from ringfence import MiB, virt
 from ringfence.machine.memory import FRAME, READ
 from ringfence.monitor.map import SUPERPAGE
-from ringfence.monitor.monitor import Monitor
+from ringfence.monitor.monitor import Monitor, nested
 from ringfence.monitor.vm import VirtualMachine
-
-MARGIN = 8 * MiB
-"""What a level keeps for itself."""
-
-
-def tower(depth: int, memory: int = 32 * MiB) -> Virt:
-    """A machine of so much memory, with so many monitors beneath it."""
-    machine = virt(memory + depth * MARGIN)
-    for level in range(depth):
-        machine = Monitor(machine).create("guest", memory + (depth - 1 - level) * MARGIN)
-    return machine
 
 
 def test_map_composes_the_figure_of_ostep() -> None:
@@ -46,7 +35,7 @@ def test_maps_compose_one_address_at_a_time(
     depth: int, what: list[tuple[str, int, int, int]], looked: list[int]
 ) -> None:
     """After any changes, at any level, a place is what going through every f in turn says."""
-    top = tower(depth)
+    top = nested(depth, 32 * MiB)
     levels: list[VirtualMachine] = []
     machine = top
     while isinstance(machine, VirtualMachine):

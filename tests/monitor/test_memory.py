@@ -1,0 +1,95 @@
+"""Memory that the monitor takes away and gives: no machine notices."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from ringfence import CORRAL, Idle, Image, MiB, Virt, load, virt
+from ringfence.errors import OutOfMemory
+from ringfence.machine.memory import FRAME
+from ringfence.monitor.monitor import Monitor
+
+STEPS = 600_000
+"""Corral's self-test has ended by then, and it waits for input."""
+
+
+def begin(machine: Virt) -> None:
+    load(machine, CORRAL)
+    machine.console.send("selftest\n")
+
+
+def bare(memory: int = 32 * MiB) -> Virt:
+    machine = virt(memory)
+    begin(machine)
+    assert isinstance(machine.run(STEPS), Idle)
+    assert " 0 failed" in machine.console.text
+    return machine
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("inner", [False, True])
+def test_frames_are_taken_at_random_steps(seed: int, inner: bool) -> None:
+    """From the machine, or from the one that it is on."""
+    draw = random.Random(seed)
+    below = Monitor(virt(64 * MiB))
+    vm = outer = below.create("outer", 48 * MiB if inner else 32 * MiB)
+    if inner:
+        vm = Monitor(outer).create("inner", 32 * MiB)
+    begin(vm)
+    monitors = dict.fromkeys((vm.monitor, below))
+    while not isinstance(vm.run(draw.randrange(1, 40_000)), Idle):
+        for monitor in monitors:
+            (guest,) = monitor.guests.values()
+            there = [at // FRAME for at, _, _, _ in guest.ram.f.pages()]
+            for number in draw.sample(there, min(len(there), 100)):
+                monitor.page_out(guest, number * FRAME)
+    assert vm.digest() == bare().digest()
+
+
+def test_guests_are_paged_where_memory_is_short(debian: Image) -> None:
+    """Two Debians of 96 MiB share 80 MiB, and each boots as it does alone."""
+
+    def start(machine: Virt) -> None:
+        load(machine, debian.kernel, initrd=[debian.initrd], append=debian.append())
+
+    monitor = Monitor(virt(80 * MiB))
+    guests = [monitor.create(name, 96 * MiB) for name in ("one", "two")]
+    for guest in guests:
+        start(guest)
+    for _ in range(20):
+        for guest in guests:
+            guest.run(50_000_000)
+    alone = virt(96 * MiB)
+    start(alone)
+    alone.run(1_000_000_000)
+    assert "root@ringfence" in alone.console.text
+    assert {guest.digest() for guest in guests} == {alone.digest()}
+
+
+def test_full_paging_disk_stops_the_guest_that_asks() -> None:
+    """With a reason; the other goes on, and nothing that was written is lost."""
+    monitor = Monitor(virt(16 * MiB), paging=1 * MiB)
+    greedy = monitor.create("greedy", 64 * MiB)
+    other = monitor.create("other", 8 * MiB, resident=8 * MiB)
+    begin(other)
+    other.run(STEPS // 2)
+    with pytest.raises(OutOfMemory, match="paging disk is full"):
+        for at in range(0, greedy.ram.size, FRAME):
+            greedy.ram.write(greedy.ram.base + at, b"data")
+    other.run(STEPS - other.steps)
+    assert other.digest() == bare(8 * MiB).digest()
+    written = at // FRAME
+    assert all(greedy.ram.read(greedy.ram.base + n * FRAME, 4) == b"data" for n in range(written))
+
+
+def test_resident_memory_is_not_paged() -> None:
+    """A machine keeps what is reserved for it."""
+    monitor = Monitor(virt(16 * MiB))
+    kept = monitor.create("kept", 8 * MiB, resident=8 * MiB)
+    other = monitor.create("other", 32 * MiB)
+    for vm in (kept, other):
+        for at in range(0, vm.ram.size, FRAME):
+            vm.ram.write(vm.ram.base + at, b"data")
+    assert not kept.paged and other.paged
