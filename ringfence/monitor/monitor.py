@@ -179,8 +179,9 @@ class Monitor:
             return self._allocator.frame(self._kept())
 
     def _kept(self) -> int:
-        """How many free frames are for tables of f alone: all superpages can be split."""
-        return max(0, self.machine.ram.size // SUPERPAGE - self._tables)
+        """How many free frames are for tables of f alone: as many as all machines can need."""
+        most = sum(-(-vm.ram.size // SUPERPAGE) + -(-vm.ram.size // (512 * SUPERPAGE)) for vm in self.guests.values())
+        return max(0, most - self._tables)
 
     def _table(self) -> int:
         to = self._allocator.frame()
