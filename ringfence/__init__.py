@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ringfence.machine.exit import Break, Budget, Deadline, Exit, Idle, PowerOff, Stopped
     from ringfence.machine.gdb import Debugger
     from ringfence.machine.stops import Watch
+    from ringfence.monitor.monitor import Monitor, nested
+    from ringfence.monitor.vm import VirtualMachine
 
 _WHERE = {
     "ringfence.errors": ("ConsoleError", "MachineError", "NotBootable", "RingfenceError"),
@@ -43,6 +45,8 @@ _WHERE = {
     "ringfence.machine.exit": ("Break", "Budget", "Deadline", "Exit", "Idle", "PowerOff", "Stopped"),
     "ringfence.machine.gdb": ("Debugger",),
     "ringfence.machine.stops": ("Watch",),
+    "ringfence.monitor.monitor": ("Monitor", "nested"),
+    "ringfence.monitor.vm": ("VirtualMachine",),
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -60,6 +64,7 @@ __all__ = [
     "Image",
     "MachineError",
     "MiB",
+    "Monitor",
     "NotBootable",
     "PowerOff",
     "RawDisk",
@@ -67,9 +72,11 @@ __all__ = [
     "Stopped",
     "Store",
     "Virt",
+    "VirtualMachine",
     "Watch",
     "disassemble",
     "load",
+    "nested",
     "virt",
 ]
 
