@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ringfence.errors import MachineError
 from ringfence.machine.exit import Break, Budget, Exit, Idle, PowerOff, Stopped
 from ringfence.machine.gdb_packets import Packets, Signal, frame
-from ringfence.machine.gdb_stub import SIGINT, SIGTRAP, Stub
+from ringfence.machine.gdb_stub import EVERYBODY, SIGINT, SIGTRAP, Stub
 
 if TYPE_CHECKING:
     from ringfence.machine.machine import Computer
@@ -47,7 +47,7 @@ class Debugger:
         self._halted = wait
         self._stub: Stub | None = None
         self._connection: socket.socket | None = None
-        self._step: int | None = None
+        self._going = EVERYBODY
         self._said = b""
         self._events: queue.Queue[tuple[socket.socket, bytes | Signal | bool]] = queue.Queue(_AHEAD)
         self._woken = False
@@ -86,18 +86,12 @@ class Debugger:
 
     def _go(self, left: int | None, until: int | None) -> Exit | None:
         """Run. None: it is gdb's affair that the machine has stopped."""
-        computer = self.computer
+        computer, going, before = self.computer, self._going, self.computer.steps
         self._paused = False
-        if self._step is None or left == 0:
-            ended = computer.run(left, until=until)
-        else:
-            ended = computer.run(1, until=until)
-            while isinstance(ended, Budget) and computer.current != self._step and left != 1:
-                left = None if left is None else left - 1
-                ended = computer.run(1, until=until)
-            if isinstance(ended, Budget) and computer.current == self._step:
-                self._halt(SIGTRAP)
-                return None
+        ended = computer.run(left, until=until, harts=going.harts, step=going.step)
+        if isinstance(ended, Budget) and computer.current == going.step and computer.steps > before:
+            self._halt(SIGTRAP)
+            return None
         if isinstance(ended, Stopped) and self._paused:
             return None
         if self._stub is not None:
@@ -117,9 +111,9 @@ class Debugger:
         return ended
 
     def _halt(self, why: Break | int) -> None:
-        self._halted, self._step = True, None
+        went, self._halted, self._going = self._going, True, EVERYBODY
         if self._stub is not None:
-            self._send(self._stub.stopped(why))
+            self._send(self._stub.stopped(why, went))
 
     # What gdb says, where the machine runs
 
@@ -135,12 +129,8 @@ class Debugger:
 
     def _heed(self, connection: socket.socket, event: bytes | Signal | bool) -> None:
         if event is True:
-            self._connection, self._stub, self._halted, self._step = (
-                connection,
-                Stub(self.computer),
-                True,
-                None,
-            )
+            self._connection, self._stub = connection, Stub(self.computer)
+            self._halted, self._going = True, EVERYBODY
         elif connection is not self._connection or self._stub is None:
             pass
         elif event is False:
@@ -166,7 +156,7 @@ class Debugger:
             if stub.ended == "killed":
                 self.computer.power_off(0)
         elif stub.resume is not None and self._halted:
-            self._halted, self._step = False, stub.resume.step
+            self._halted, self._going = False, stub.resume
             self.computer.pass_breakpoint()
 
     def _drop(self) -> None:
@@ -175,7 +165,7 @@ class Debugger:
             self._stub.clear()
             _shut(self._connection)
         self._stub = self._connection = None
-        self._halted, self._step = False, None
+        self._halted, self._going = False, EVERYBODY
 
     def _send(self, payload: bytes) -> None:
         self._said = frame(payload)

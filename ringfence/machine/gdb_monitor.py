@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ringfence.errors import MachineError
 from ringfence.machine.look import Look, Memory, VirtualMemory, listing
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def answer(hart: Hart, computer: Computer, line: str) -> str:
     usage, command = COMMANDS[name]
     try:
         lines = command(hart, computer, words)
+    except MachineError as error:
+        lines = [str(error)]
     except (ValueError, IndexError):
         lines = [f"usage: monitor {usage}"]
     return "".join(f"{line}\n" for line in lines)
@@ -38,7 +41,20 @@ def describe(hart: Hart) -> str:
 
 
 def _count(words: list[str], default: int, most: int) -> int:
-    return min(int(words[1], 0), most) if len(words) > 1 else default
+    count = min(int(words[1], 0), most) if len(words) > 1 else default
+    if count < 1:
+        raise ValueError
+    return count
+
+
+def _named(hart: Hart, computer: Computer, words: list[str]) -> Hart:
+    """The hart that the words name, or the one that is looked at: gdb need not have told yet of the thread that its
+    user chose last.
+    """
+    number = int(words[0], 0) if words else hart.number
+    if not 0 <= number < len(computer.harts):
+        raise MachineError(f"there is no hart {number}: the last is {len(computer.harts) - 1}")
+    return computer.harts[number]
 
 
 def _help(hart: Hart, computer: Computer, words: list[str]) -> list[str]:
@@ -59,13 +75,18 @@ def _physical(hart: Hart, computer: Computer, words: list[str]) -> list[str]:
 
 
 def _translate(hart: Hart, computer: Computer, words: list[str]) -> list[str]:
-    pa = Look(computer, hart).translate(int(words[0], 0) & _ALL)
-    return ["not mapped" if pa is None else f"{pa:#x}"]
+    va = int(words[0], 0) & _ALL
+    hart = _named(hart, computer, words[1:])
+    pa = Look(computer, hart).translate(va)
+    return [f"{describe(hart)}: {va:#x} is {'not mapped' if pa is None else f'at {pa:#x}'}"]
 
 
 def _code(hart: Hart, computer: Computer, words: list[str]) -> list[str]:
+    count = _count(words, 8, _LINES)
+    hart = _named(hart, computer, words[2:])
     pc = int(words[0], 0) & _ALL if words else hart.pc
-    return list(listing(VirtualMemory(computer, hart), pc, _count(words, 8, _LINES)))
+    lines = listing(VirtualMemory(computer, hart), pc, count)
+    return [f"{describe(hart)}:", *lines] if lines else [f"{describe(hart)}: there is no code at {pc:#x}"]
 
 
 def _reset(hart: Hart, computer: Computer, words: list[str]) -> list[str]:
@@ -77,7 +98,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "help": ("help", _help),
     "machine": ("machine: where the harts stand, and the time", _machine),
     "phys": ("phys ADDRESS [BYTES]: physical memory", _physical),
-    "translate": ("translate ADDRESS: the physical address of a virtual one", _translate),
-    "code": ("code [ADDRESS [COUNT]]: instructions", _code),
+    "translate": ("translate ADDRESS [HART]: the physical address of a virtual one", _translate),
+    "code": ("code [ADDRESS [COUNT [HART]]]: instructions", _code),
     "reset": ("reset: as the reset button", _reset),
 }

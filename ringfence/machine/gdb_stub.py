@@ -7,7 +7,7 @@ answered with an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,9 +42,13 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on: all harts; or until hart `step` has taken a step."""
+    """Go on: all harts, or these alone; until hart `step` has taken a step."""
 
-    step: int | None
+    harts: frozenset[int] | None = None
+    step: int | None = None
+
+
+EVERYBODY = Resume()
 
 
 def number(text: bytes) -> int:
@@ -95,9 +99,12 @@ class Stub:
         except Refused as refused:
             return refused.reply
 
-    def stopped(self, why: Break | int) -> bytes:
-        """Tell where and why the machine stopped: at a break, or by a signal of this number."""
-        self._selected = self.computer.current
+    def stopped(self, why: Break | int, went: Resume = EVERYBODY) -> bytes:
+        """Tell where and why the machine stopped: at a break, or by a signal of this number. The hart that is named
+        is one of those that went on.
+        """
+        current = self.computer.current
+        self._selected = current if went.harts is None or current in went.harts else min(went.harts)
         if isinstance(why, Break):
             name = {None: b"", "write": b"watch", "read": b"rwatch", "access": b"awatch"}[why.watch]
             self._stop = self._thread(SIGTRAP) + (b"%s:%x;" % (name, why.va) if name else b"")
@@ -113,7 +120,7 @@ class Stub:
         self._watchpoints.clear()
 
     def _thread(self, signal: int) -> bytes:
-        return b"T%02xthread:%x;" % (signal, self.computer.current + 1)
+        return b"T%02xthread:%x;" % (signal, self._selected + 1)
 
     @property
     def _hart(self) -> Hart:
@@ -128,6 +135,12 @@ class Stub:
         if not 1 <= n <= len(self.computer.harts):
             raise Refused
         return n - 1
+
+    def _harts_of(self, thread: bytes) -> Iterable[int]:
+        """Those that an action's thread means: all, any, or one."""
+        if thread in (b"", b"-1"):
+            return range(len(self.computer.harts))
+        return [self._selected if thread == b"0" else self._hart_of(thread)]
 
     # Registers and memory
 
@@ -222,26 +235,29 @@ class Stub:
     # Going on
 
     def _actions(self, rest: bytes) -> bytes | None:
-        """vCont: harts go on together, so a step of one decides."""
-        step: int | None = None
+        """vCont: the first action that names a hart is its own, and one that none names stands still. Harts go on
+        together, so a step of one decides.
+        """
+        steps: dict[int, bool] = {}
         for action in rest[1:].split(b";"):
             what, _, thread = action.partition(b":")
             if what[:1] not in (b"c", b"C", b"s", b"S"):
                 raise Refused
-            hart = self._hart_of(thread) if thread not in (b"", b"-1", b"0") else self._selected
-            if what[:1] in b"sS" and step is None:
-                step = hart
-        self.resume = Resume(step)
+            for hart in self._harts_of(thread):
+                steps.setdefault(hart, what[:1] in b"sS")
+        stepping = [hart for hart, step in steps.items() if step]
+        step = self._selected if self._selected in stepping else stepping[0] if stepping else None
+        self.resume = Resume(frozenset(steps), step)
         return None
 
     def _continue(self, rest: bytes) -> None:
         if rest:
             self._hart.pc = number(rest) & ~1
-        self.resume = Resume(None)
+        self.resume = EVERYBODY
 
     def _step(self, rest: bytes) -> None:
         self._continue(rest)
-        self.resume = Resume(self._selected)
+        self.resume = Resume(step=self._selected)
 
     def _with_signal(self, rest: bytes) -> None:
         self._continue(rest.partition(b";")[2])

@@ -79,7 +79,8 @@ def write(computer: Computer, hart: Hart, number: int, value: int) -> None:
 def description() -> bytes:
     """The target description."""
     parts = ['<?xml version="1.0"?>', '<!DOCTYPE target SYSTEM "gdb-target.dtd">', "<target>"]
-    parts.append("<architecture>riscv:rv64</architecture>")
+    # For Linux's programs gdb works out itself where a step leads, and is wrong at a trap and at its return.
+    parts.append("<architecture>riscv:rv64</architecture><osabi>none</osabi>")
     for feature in (CPU, FPU, CSR, VIRTUAL):
         parts.append(f'<feature name="{feature}">')
         for number, r in registers().items():

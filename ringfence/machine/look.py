@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ringfence.machine.machine import Computer
 
 CSR_NUMBERS = {line.name: number for number, line in CSRS.items()}
-COUNTED = ("mcycle", "minstret", "mcountinhibit")
 PAGE = 4096
 _ALL = (1 << 64) - 1
 
@@ -33,6 +32,12 @@ class Look(Known):
     def __init__(self, computer: Computer, hart: Hart) -> None:
         super().__init__(computer)
         self._hart, self._words = hart, hart.words
+        self._retiring = 0
+
+    def steps(self) -> Word:
+        """What the hart's counters go by: they stand still while others have their turn."""
+        current = self._computer.current == self._hart.number
+        return Int((self._computer.clock.steps if current else self._hart.away) - self._retiring)
 
     def translate(self, va: int) -> int | None:
         """The physical address at the hart's privilege, or None where nothing is mapped. A and D stay as they are."""
@@ -55,13 +60,9 @@ class Look(Known):
         number = CSR_NUMBERS[name]
         if number >> 10 == 3:
             return
-        clock = self._computer.clock
-        retiring = int(name in COUNTED)
-        clock.steps -= retiring
-        try:
-            CSRS[number].write(self, Int(value))  # type: ignore[arg-type]
-        finally:
-            clock.steps += retiring
+        self._retiring = 1
+        CSRS[number].write(self, Int(value))  # type: ignore[arg-type]
+        self._retiring = 0
         self._computer.protection(self._hart)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 from ringfence.errors import MachineError
@@ -173,7 +173,9 @@ class Computer:
         """`run` has something to see to behind this instruction."""
         self._told: tuple[frozenset[int], frozenset[Watch]] = (frozenset(), frozenset())
         self._met: Break | None = None
-        self._passed: tuple[int, int, int] | None = None
+        self._passed: dict[int, tuple[int, int]] = {}  # by hart: the step at which it stands, and its pc
+        self._standing: frozenset[int] = frozenset()
+        self._stepping: int | None = None
         self._pause = False
         self._input: deque[Callable[[], None]] = deque()
         self._arrived = threading.Condition()
@@ -223,10 +225,23 @@ class Computer:
     def steps(self) -> int:
         return self.clock.steps
 
-    def run(self, steps: int | None = None, *, until: int | None = None) -> Exit:
+    def run(
+        self,
+        steps: int | None = None,
+        *,
+        until: int | None = None,
+        harts: Collection[int] | None = None,
+        step: int | None = None,
+    ) -> Exit:
         """Run for exactly so many steps, or to the first check point at or behind guest time `until` (ns), or until
-        something else ends it."""
+        something else ends it.
+
+        `harts`: the others stand still. `step`: to behind the next step of this hart, breakpoint or not; it has the
+        turn at once where it can run.
+        """
         self._until = NEVER if until is None else until
+        self._standing = frozenset() if harts is None else frozenset(range(len(self.harts))).difference(harts)
+        self._stepping = step
         self._pause = False
         if self.watchpoints and len(pages(self.watchpoints)) > WATCHED_PAGES:
             raise MachineError(f"watchpoints lie in at most {WATCHED_PAGES} pages")
@@ -278,10 +293,7 @@ class Computer:
 
     def pass_breakpoint(self) -> None:
         """The next run begins with the instruction at which the current hart stands, breakpoint or not."""
-        self._passed = self._place()
-
-    def _place(self) -> tuple[int, int, int]:
-        return self.clock.steps, self.current, self.harts[self.current].pc
+        self._passed[self.current] = self.clock.steps, self.harts[self.current].pc
 
     def _tell(self) -> None:
         """The engine learns of changed breakpoints and watchpoints."""
@@ -293,7 +305,10 @@ class Computer:
             self._told = stops
 
     def _run(self, end: int) -> Exit:
-        clock, harts = self.clock, self.harts
+        clock, harts, stepping = self.clock, self.harts, self._stepping
+        if stepping is not None and self.current != stepping and self._runnable(harts[stepping]):
+            self._switch(stepping)
+            self.at_check_point = True
         while True:
             if self.wanted:
                 self.wanted = False
@@ -301,19 +316,21 @@ class Computer:
                     return ended
             if clock.steps >= end:
                 return Budget(clock.steps)
+            if self.current in self._standing:
+                self.at_check_point = True  # for the turn to go to another
             if self.at_check_point:
                 if ended := self._check_point():
                     return ended
-                if (
-                    self.at_check_point
-                ):  # an interrupt was taken, which is a step and ends at a check point; or `run` is wanted
+                if self.at_check_point:  # an interrupt was taken, a step that ends at one; or `run` is wanted
                     continue
             hart = harts[self.current]
-            if self.breakpoints and hart.pc in self.breakpoints:
-                place = self._place()
-                if place != self._passed and self.reference.fetches(hart):
-                    self._passed = place
-                    return Break(*place)
+            if self.current == stepping:
+                end = clock.steps + 1
+            elif self.breakpoints and hart.pc in self.breakpoints:
+                place = clock.steps, hart.pc
+                if self._passed.get(self.current) != place:
+                    self._passed[self.current] = place
+                    return Break(clock.steps, self.current, hart.pc)
                 self.at_check_point = self.reference.step(hart)
                 continue
             if end - clock.steps <= CHECK_SPAN:
@@ -372,12 +389,12 @@ class Computer:
             if self.wanted:
                 return None
         self.at_check_point = self.reference.interrupt(hart)
-        return None
+        return Budget(clock.steps) if self.at_check_point and self.current == self._stepping else None
 
     def _runnable(self, hart: Hart) -> bool:
         if hart.waiting and (hart.mip | hart.lines) & hart.mie:
             hart.waiting = 0
-        return not hart.waiting and not hart.stopped
+        return not hart.waiting and not hart.stopped and hart.number not in self._standing
 
     def _next_turn(self) -> Hart | None:
         """The turn goes to the next hart that can run, this one last."""
@@ -401,6 +418,8 @@ class Computer:
                 new.mcycle -= elsewhere
             if not new.mcountinhibit & 4:
                 new.minstret -= elsewhere
+            if self._passed.get(number) == (new.away, new.pc):
+                self._passed[number] = steps, new.pc
             self.current = number
         if len(self.harts) > 1:
             self.turn_end = steps + self.turns.draw()

@@ -25,9 +25,10 @@ from states import (
     scramble,
 )
 
+from ringfence import Break, Budget
 from ringfence.isa.csr import CSRS, STCE
 from ringfence.isa.spec import COMPRESSED, ISA, Row, decode
-from ringfence.isa.trap import Irq, Status
+from ringfence.isa.trap import Cause, Irq, Status
 from ringfence.machine.board import ACLINT, RAM, Virt
 from ringfence.machine.engine.threaded import Threaded
 from ringfence.machine.hart import SIZE, Hart
@@ -321,6 +322,71 @@ def test_program_hash_with_several_harts(harts: int) -> None:
         for board, ended in zip(boards[1:], ends[1:], strict=True):
             assert ended == ends[0], f"program harts {harts} {case}"
             check(boards[0], board, f"program harts {harts} {case}")
+
+
+@pytest.mark.parametrize("sets", [1, 256])
+def test_program_meets_its_breakpoints_in_either_engine(sets: int) -> None:
+    """At each the machines are the same: also where the fetch of the instruction will fault, or marks its page as
+    accessed. Stops change nothing.
+    """
+    faults = 0
+    for case in range(round(8 * SCALE)):
+        program = Program(f"breaks {sets} {case}")
+        end = program.clock * 100 + STEPS
+        plain = program.load(machine())
+        hart = plain.harts[0]
+        places, unfetched = {hart.pc}, set()
+        while isinstance(plain.run(1, until=end), Budget):
+            places.add(hart.pc)
+            causes = {(hart.mcause, hart.mepc), (hart.scause, hart.sepc)}
+            unfetched |= {pc for cause, pc in causes if cause in (Cause.FETCH_ACCESS, Cause.FETCH_PAGE)} & places
+        rng = random.Random(case)
+        chosen = {*rng.sample(sorted(places), min(8, len(places))), *sorted(unfetched)[:4]}
+        boards = [program.load(machine()), program.load(machine(sets)), program.load(machine(sets, Evicting))]
+        met = 0
+        for board in boards:
+            board.breakpoints |= chosen
+        while True:
+            ends = [board.run(until=end) for board in boards]
+            assert ends[1:] == ends[:-1], f"program breaks {sets} {case}"
+            met += 1
+            for board in boards[1:] if met < 10 else ():
+                check(boards[0], board, f"program breaks {sets} {case}")
+            if not isinstance(ends[0], Break):
+                break
+            faults += ends[0].va in unfetched
+        for board in boards:
+            check(plain, board, f"program breaks {sets} {case}")
+    assert faults > 5
+
+
+@pytest.mark.parametrize("harts", [2, 3])
+def test_program_hash_with_chosen_harts(harts: int) -> None:
+    """Where some harts stand still and others take single steps the machines are the same, in either engine; one that
+    stands keeps its registers and its counters.
+    """
+    for case in range(round(8 * SCALE)):
+        program = Program(f"chosen {harts} {case}", harts)
+        rng = random.Random(case)
+        boards = [program.load(machine(s, harts=harts, turn=50, seed=case)) for s in (0, 256)]
+        boards.append(program.load(machine(16, Evicting, harts=harts, turn=50, seed=case)))
+        for n in range(16):
+            chosen = rng.sample(range(harts), rng.randrange(1, harts + 1))
+            steps, step = rng.choice((1, 3000)), rng.choice((None, *chosen))
+            standing = [h for h in range(harts) if h not in chosen]
+            before = [kept(boards[0], h) for h in standing]
+            ends = [board.run(steps, harts=chosen, step=step) for board in boards]
+            assert ends[1:] == ends[:-1], f"program chosen {harts} {case} {n}"
+            for board in boards[1:]:
+                check(boards[0], board, f"program chosen {harts} {case} {n}")
+            assert [kept(boards[0], h) for h in standing] == before
+
+
+def kept(board: Virt, hart: int) -> list[int]:
+    """What nothing but the hart itself changes."""
+    others = ("lines", "waiting", "reservation", "away", "mcycle", "minstret")
+    words = [value for name, value in board.harts[hart].architectural() if name not in others]
+    return [*words, board.csr("mcycle", hart), board.csr("minstret", hart)]
 
 
 def test_program_hash_tells_programs_apart() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
@@ -35,9 +33,10 @@ from ringfence import (
 )
 from ringfence.isa.spec import ISA
 from ringfence.isa.trap import U
+from ringfence.machine import gdb_monitor
 from ringfence.machine.board import RAM, UART
 from ringfence.machine.gdb_packets import LONGEST, Packets, Signal, frame
-from ringfence.machine.gdb_stub import COMMANDS, Stub
+from ringfence.machine.gdb_stub import COMMANDS, EVERYBODY, Stub
 
 Serve = Callable[..., "Client"]
 
@@ -219,14 +218,16 @@ def test_gdb_memory_is_the_harts_or_physical(serve: Serve) -> None:
     client = serve(board)
     before = board.digest()
     code = client.ask(b"m%x,8" % pc)
-    physical = int(client.monitor(f"translate {pc:#x}"), 16)
+    found = re.fullmatch(rf"hart 0, U-mode, running: {pc:#x} is at (0x\w+)\n", client.monitor(f"translate {pc:#x}"))
+    assert found
+    physical = int(found[1], 16)
     assert physical != pc and board.memory[physical : physical + 8] == bytes.fromhex(code.decode())
     assert client.ask(b"m%x,8" % physical) != code
     assert client.ask(b"Qqemu.PhyMemMode:1") == b"OK" and client.ask(b"qqemu.PhyMemMode") == b"1"
     assert client.ask(b"m%x,8" % physical) == code
     assert client.ask(b"m%x,8" % pc) == b"E0e"
     assert client.ask(b"Qqemu.PhyMemMode:0") == b"OK" and client.ask(b"m%x,8" % pc) == code
-    assert client.monitor("translate 0x7000000000") == "not mapped\n"
+    assert client.monitor("translate 0x7000000000") == "hart 0, U-mode, running: 0x7000000000 is not mapped\n"
     assert board.digest() == before
 
 
@@ -280,16 +281,53 @@ def test_gdb_steps_one_instruction(serve: Serve) -> None:
 
 
 def test_gdb_steps_the_hart_that_it_names(serve: Serve) -> None:
-    """The others take their turns as ever; the machine stands when that hart has taken its step."""
+    """At once, in one step of the machine. The others take their turns when its turn is over."""
     board = loop(3)
     client = serve(board)
-    for step, number in enumerate((3, 1, 2), 1):
-        before = board.harts[number - 1].pc, board.harts[number - 1]["t0"]
+    for step, number in enumerate((3, 1, 2, 2), 1):
+        before = board.harts[number - 1].pc
         assert client.go(b"vCont;s:%x;c" % number) == b"T05thread:%x;" % number
-        assert (board.harts[number - 1].pc, board.harts[number - 1]["t0"]) != before, step
-    plain = loop(3)
-    plain.run(board.steps)
-    assert plain.digest() == board.digest()
+        assert board.steps == step and board.harts[number - 1].pc != before
+    for _ in range(499):
+        assert client.go(b"vCont;s:2;c") == b"T05thread:2;"
+    assert board.harts[0]["t0"] > 200 and board.harts[2]["t0"] > 200 and board.harts[1].pc == RAM + 4
+
+
+def test_gdb_holds_harts_that_no_action_names(serve: Serve) -> None:
+    """The first action that names a hart counts; one that none names stands still, though breakpoints are ahead."""
+    board = loop(3)
+    client = serve(board)
+
+    def moved(action: bytes, said: bytes) -> list[int]:
+        before = [(hart.pc, hart["t0"]) for hart in board.harts]
+        assert client.go(action) == said
+        return [n for n, hart in enumerate(board.harts, 1) if (hart.pc, hart["t0"]) != before[n - 1]]
+
+    assert moved(b"vCont;s:3", b"T05thread:3;") == [3]
+    assert client.ask(b"Z0,%x,4" % (RAM + 4)) == b"OK"
+    assert moved(b"vCont;c:2", b"T05thread:2;") == [2]
+    assert moved(b"vCont;c:2", b"T05thread:2;") == [2] and board.harts[1]["t0"] == 2
+    assert moved(b"vCont;s:2;c:2", b"T05thread:2;") == [2]
+    assert moved(b"vCont;c:1;s:2;c", b"T05thread:2;") == [2]
+    assert client.ask(b"z0,%x,4" % (RAM + 4)) == b"OK"
+    client.send(b"vCont;c:1;c:3")
+    wait(lambda: running(board) > 100_000)
+    stands = board.harts[1].pc, board.harts[1]["t0"]
+    assert client.interrupt() in (b"T02thread:1;", b"T02thread:3;")
+    assert (board.harts[1].pc, board.harts[1]["t0"]) == stands
+    assert min(board.harts[0]["t0"], board.harts[2]["t0"]) > 10_000
+    assert client.ask(b"vCont;c:4") == client.ask(b"vCont;t:1") == client.ask(b"vCont;") == b"E01"
+
+
+def test_gdb_stops_a_hart_that_waits_alone(serve: Serve) -> None:
+    """It is the one that is named, though another had the turn."""
+    board = loop(2)
+    board.harts[1].stopped = 1
+    client = serve(board)
+    for action in (b"vCont;c:2", b"vCont;s:2"):
+        client.send(action)
+        assert client.interrupt() == b"T02thread:2;"
+    assert board.steps == 0
 
 
 def test_gdb_threads_are_harts(serve: Serve) -> None:
@@ -381,10 +419,33 @@ def test_gdb_monitor_answers_any_command(serve: Serve) -> None:
     """With help, or with what would be right."""
     client = serve(corral())
     assert client.monitor("help").count("monitor ") == 6 == client.monitor("").count("monitor ")
-    assert client.monitor("code 0x80200000 2").count("\n") == 2
+    assert client.monitor("code 0x80200000 2").count("\n0x8020000") == 2
     assert client.monitor("phys") == client.monitor("phys here").replace("here", "") != ""
     assert client.monitor("phys 0 4") == client.monitor("phys -1 4").replace("-0x1", "0x0") != ""
     assert client.monitor("frobnicate") == "no command is called 'frobnicate': try help\n"
+
+
+def test_gdb_monitor_names_the_hart_that_it_speaks_of(serve: Serve) -> None:
+    """The one that gdb has selected, or the one that is asked for."""
+    board = corral(2, commands=b"run count\n")
+    while board.harts[0].priv != U:
+        board.run(100)
+    client, pc = serve(board), board.harts[0].pc
+    for select, hart in ((b"Hg1", ""), (b"Hg2", " 0")):
+        assert client.ask(select) == b"OK"
+        assert client.monitor(f"translate {pc:#x}{hart}").startswith(f"hart 0, U-mode, running: {pc:#x} is at 0x80")
+        assert client.monitor(f"code {pc:#x} 1{hart}").startswith(f"hart 0, U-mode, running:\n{pc:#x}  ")
+    assert client.monitor(f"translate {pc:#x}") == f"hart 1, S-mode, stopped: {pc:#x} is at {pc:#x}\n"
+    assert client.monitor("code 0 3") == "hart 1, S-mode, stopped: there is no code at 0x0\n"
+    for command in ("translate 0 2", "code 0 1 2"):
+        assert client.monitor(command) == "there is no hart 2: the last is 1\n"
+
+
+@given(st.text(st.sampled_from("0123x- é"), max_size=30), st.sampled_from([*gdb_monitor.COMMANDS, ""]))
+def test_gdb_monitor_always_says_something(words: str, command: str) -> None:
+    """Whatever is asked: an empty answer means to gdb that there is no such command."""
+    said = gdb_monitor.answer(_BOARD.harts[1], _BOARD, f"{command} {words}")
+    assert said.strip() and said.endswith("\n")
 
 
 def test_debugger_gives_back_what_is_not_gdbs() -> None:
@@ -470,10 +531,11 @@ def test_stub_answers_any_packet(packets: list[tuple[bytes, list[bytes]]]) -> No
     for command, rest in packets:
         reply = stub.answer(command + b"".join(rest))
         assert reply is None or len(frame(reply)) < 2 * LONGEST
-        assert len(stub.stopped(5)) < 40
+        assert len(stub.stopped(5, stub.resume or EVERYBODY)) < 40
+    going = stub.resume or EVERYBODY
     stub.clear()
     _BOARD.status = None
-    _BOARD.run(10)
+    _BOARD.run(10, harts=going.harts, step=going.step)
 
 
 def test_debugger_survives_a_hostile_client(serve: Serve) -> None:
@@ -531,9 +593,6 @@ def test_run_refuses_what_is_no_address(wrong: list[str]) -> None:
     assert found.returncode == 2 and found.stderr.count("\n") == 1 and "gdb" in found.stderr
 
 
-# gdb itself
-
-
 def running(board: Virt) -> int:
     """The steps of a machine that may be in native code, which keeps them to itself until it is kicked."""
     board.feed(lambda: None)
@@ -545,93 +604,3 @@ def wait(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.002)
-
-
-def gdb(board: Virt, *commands: str, symbols: Path) -> str:
-    """A session of gdb-multiarch; what it printed."""
-    if shutil.which("gdb-multiarch") is None:
-        pytest.skip("gdb-multiarch is not installed")
-    client = Debugger(board, wait=True)
-    host, port = client.address
-    script = ["set pagination off", f"target remote {host}:{port}", *commands, "kill"]
-    process = subprocess.Popen(
-        [
-            "gdb-multiarch",
-            "-nx",
-            "-batch",
-            str(symbols),
-            *(word for line in script for word in ("-ex", line)),
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        assert isinstance(client.run(until=20_000_000_000), PowerOff)
-        return process.communicate(timeout=30)[0]
-    finally:
-        process.kill()
-        client.close()
-
-
-def test_gdb_session_in_corral() -> None:
-    """gdb stops in the embedded guest's kernel by symbol, walks its stack, watches a variable, and steps."""
-    said = gdb(
-        corral(2, commands=b"run hello\n"),
-        "info threads",
-        "break put_string",
-        "continue",
-        "backtrace",
-        "delete",
-        "watch *(int*)&last_pid",
-        "continue",
-        "delete",
-        "print/x $sstatus",
-        "set $sscratch = 0x1234",
-        "print/x $sscratch",
-        "print $priv",
-        "stepi",
-        "hbreak reap",
-        "continue",
-        "monitor machine",
-        "maintenance packet Qqemu.PhyMemMode:1",
-        "x/wx 0x80200000",
-        symbols=CORRAL,
-    )
-    for pattern in (
-        r"\* 1 +Thread 1 \(hart 0, S-mode, running\)",
-        r"hit Breakpoint 1, .* in put_string",
-        r"#\d+ +0x\w+ in kernel_main",
-        r"Old value = 0\nNew value = 1\n",
-        r"\$1 = 0x2000\w+\n\$2 = 0x1234\n\$3 = 1\n",
-        r"hit Breakpoint 3, .* in reap",
-        r"hart 1, S-mode, stopped, pc 0x",
-        r"0x80200000 <kernel_start>:\t0x0001",
-    ):
-        assert re.search(pattern, said), said
-
-
-def test_gdb_session_in_debian(tmp_path: Path) -> None:
-    """gdb stops at the first C function of Debian's kernel, by the symbols that the kernel itself has."""
-    from ringfence import RingfenceError, Store
-    from ringfence.guest.kallsyms import symbol_file
-
-    try:
-        image = Store().find("debian")
-    except RingfenceError as error:
-        pytest.skip(str(error))
-    symbols = tmp_path / "symbols.elf"
-    symbols.write_bytes(symbol_file(image.kernel.read_bytes()))
-    board = virt(128 * MiB)
-    load(board, image.kernel, initrd=[image.initrd], append=image.append())
-    said = gdb(
-        board,
-        "break *start_kernel",
-        "continue",
-        "print/x $satp >> 60",
-        "x/s linux_banner",
-        symbols=symbols,
-    )
-    assert re.search(r"Breakpoint 1, 0xffffffff8\w+ in start_kernel \(\)", said), said
-    assert re.search(r"Linux version 6\.\d+", said), said

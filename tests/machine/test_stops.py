@@ -7,8 +7,9 @@ import random
 import pytest
 
 from ringfence import CORRAL, Break, Budget, Exit, MachineError, MiB, Virt, Watch, load, virt
+from ringfence.isa import paging, pmp
 from ringfence.isa.spec import ISA
-from ringfence.isa.trap import Irq, Status
+from ringfence.isa.trap import Cause, Irq, S, Status
 from ringfence.machine.board import ACLINT, RAM
 from ringfence.machine.stops import pages
 
@@ -107,15 +108,53 @@ def test_breakpoint_at_a_page_end(engine: str, offset: int) -> None:
     assert [board.run() for _ in range(3)] == [Break(1 + 4 * n, 0, RAM + offset) for n in range(3)]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_breakpoint_is_not_met_where_the_fetch_faults(engine: str) -> None:
-    """The trap comes, and a breakpoint at its handler is met."""
+LEAF = paging.V | paging.R | paging.W | paging.X | paging.ACCESSED | paging.DIRTY
+FAR = 1 << 30
+"""Where a virtual page is as `jumper` is told."""
+
+
+def jumper(engine: str, target: int, leaf: int) -> Virt:
+    """A machine in S-mode that jumps to an address in FAR, which `leaf` maps; RAM is mapped to itself."""
     board = bare(engine, ISA["jalr"].encode(rd=0, rs1=6, imm=0))
+    board.ram.write(RAM + 0x1000, b"".join(word.to_bytes(8, "little") for word in (0, leaf, RAM >> 2 | LEAF)))
     hart = board.harts[0]
-    hart["t1"], hart["mtvec"] = 0x4000_0000, RAM + 64
-    board.breakpoints |= {0x4000_0000, RAM + 64}
+    hart.satp, hart.priv = 8 << 60 | RAM + 0x1000 >> 12, S
+    hart.pmpaddr0, hart.pmpcfg0 = (1 << pmp.ADDRESS_BITS - 2) - 1, pmp.NAPOT | pmp.R | pmp.W | pmp.X
+    hart["t1"], hart["mtvec"] = target, RAM + 64
+    board.protection(hart)
+    return board
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("offset", [0, 0x10, 0xFFE])
+@pytest.mark.parametrize(
+    ("leaf", "cause"),
+    [
+        (0, Cause.FETCH_PAGE),
+        (RAM >> 2 | LEAF & ~paging.X, Cause.FETCH_PAGE),
+        (LEAF, Cause.FETCH_ACCESS),
+    ],
+)
+def test_breakpoint_is_met_before_a_fetch_that_faults(engine: str, offset: int, leaf: int, cause: Cause) -> None:
+    """gdb lets a function that it calls return to a breakpoint on the stack, where nothing need be executable: were
+    the trap taken first the guest would die of the call. Where the run goes on the trap comes.
+    """
+    board = jumper(engine, FAR + offset, leaf)
+    board.breakpoints |= {FAR + offset, RAM + 64}
+    assert board.run() == Break(1, 0, FAR + offset)
     assert board.run() == Break(2, 0, RAM + 64)
-    assert hart["mepc"] == 0x4000_0000
+    assert (board.harts[0]["mepc"], board.harts[0]["mcause"]) == (FAR + offset, cause)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_breakpoint_is_met_before_its_page_is_marked(engine: str) -> None:
+    """The walk for the instruction sets the entry's A bit, and comes when the run goes on."""
+    board = jumper(engine, FAR + 64, RAM >> 2 | LEAF & ~paging.ACCESSED)
+    board.ram.write(RAM + 64, ISA["jal"].encode(rd=0, imm=0).to_bytes(4, "little"))
+    board.breakpoints.add(FAR + 64)
+    for accessed in (0, paging.ACCESSED):
+        assert board.run() == Break(2 if accessed else 1, 0, FAR + 64)
+        assert board.ram.read(RAM + 0x1008, 1)[0] & paging.ACCESSED == accessed
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -149,10 +149,7 @@ def _decode(g: Geometry) -> str:
         h.when(offset == 4096, lambda: h.tail("@sentinel"))
         number = h.peek(h.pointer(first, layout.FRAME_NUMBER))
         h.poke(h.address(h.machine("writes") + (number << 1)), Int(0, 16))
-        stop = h.peek(
-            h.pointer(h.pointer(h.address(h.field("machine")), layout.MACHINE["breaks"].offset), offset >> 4), 8
-        )
-        h.when(low(zext(stop) >> (offset >> 1 & 7), 1) == 1, lambda: h.tail("@python"))
+        h.when(h.breaks(offset), lambda: h.tail("@python"))
         place = h.peek(h.pointer(first, layout.HOST_PAGE)) + offset
         half = zext(h.peek(h.address(place), 16))
 

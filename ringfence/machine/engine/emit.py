@@ -157,6 +157,11 @@ class Emit:
     def time(self) -> Word:
         return self.b.op(f"call i64 @mtime(ptr %state, i64 {self.steps()})", 64)
 
+    def breaks(self, offset: Word) -> Word:
+        """Whether an instruction there in any page is the reference's."""
+        bits = self.pointer(self.address(self.field("machine")), layout.MACHINE["breaks"].offset)
+        return low(zext(self.peek(self.pointer(bits, offset >> 4), 8)) >> (offset >> 1 & 7), 1) == 1
+
     def frame(self, pa: Word, right: int) -> tuple[Word, Word, Word]:
         """(place in RAM, the machine's frame, the bare machine's) of a physical address; what is not RAM is the
         reference's. A virtual machine's f is composed already: `places`.

@@ -204,7 +204,12 @@ def _fetch(g: Geometry) -> str:
         page = pc & -4096
         entry = h.pointer(h.address(h.fetch_tlb), (pc >> 12 & g.sets - 1) << 4)
 
+        def reference() -> None:
+            h.set_field("action", Int(Action.EMULATE))
+            h.tail("@leave_at")
+
         def miss() -> Word:
+            h.when(h.breaks(pc & 4095), reference)  # a breakpoint is met before the fetch is tried
             first = h.b.op(f"call i64 @slow_fetch(ptr %state, i64 {pc}, i64 2)", 64)
             h.when(first == 0, lambda: h.tail("@leave_at"))
             return first

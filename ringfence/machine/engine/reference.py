@@ -136,15 +136,6 @@ class Known:
             self._check = True
         return self._check
 
-    def fetches(self, hart: Hart) -> bool:
-        """Whether the hart's next instruction can be fetched: else a trap comes in its place."""
-        self._words, self._hart = hart.words, hart
-        try:
-            self._fetch(hart.pc)
-        except Trap:
-            return False
-        return True
-
     @property
     def checked(self) -> bool:
         """Whether the last step ended at a check point."""

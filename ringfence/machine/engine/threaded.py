@@ -103,7 +103,7 @@ class Threaded:
         self._protect(hart)
 
     def stops(self, breakpoints: Iterable[int], watched: Sequence[int]) -> None:
-        """Records at a breakpoint's place in any page are the reference's; pages with watchpoints are in no TLB."""
+        """What lies at a breakpoint's place in any page is the reference's; pages with watchpoints are in no TLB."""
         places = {va >> 1 & layout.RECORDS - 1 for va in breakpoints}
         bits = sum(1 << place for place in places)
         at = layout.MACHINE["breaks"].offset
