@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from ringfence.machine.board import Virt
@@ -34,10 +35,17 @@ class VirtualMachine(Virt):
         host = self.monitor.machine
         return f"{host.path}/{self.name}" if isinstance(host, VirtualMachine) else self.name
 
-    def run(self, steps: int | None = None, *, until: int | None = None) -> Exit:
+    def run(
+        self,
+        steps: int | None = None,
+        *,
+        until: int | None = None,
+        harts: Collection[int] | None = None,
+        step: int | None = None,
+    ) -> Exit:
         before = self.steps
         try:
-            return super().run(steps, until=until)
+            return super().run(steps, until=until, harts=harts, step=step)
         finally:
             self.monitor.machine.charge(self.steps - before)
 
