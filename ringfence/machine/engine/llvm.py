@@ -59,7 +59,8 @@ def add_symbol(name: str, address: int) -> None:
 def load_object(data: bytes, names: list[str]) -> dict[str, int]:
     """Load object code; the addresses of `names`. The bytes must be whole: LLVM ends the process on damaged ones."""
     backing = binding.parse_assembly(f'target triple = "{triple()}"\n')
-    engine = binding.create_mcjit_compiler(backing, _target(2))
+    # Its sections refer to each other by distances of 32 bits: llvmlite's memory manager puts them into one block.
+    engine = binding.create_mcjit_compiler(backing, _target(2), use_lmm=True)
     engine.add_object_file(binding.ObjectFileRef.from_data(data))
     engine.finalize_object()
     _KEEP.append(engine)
