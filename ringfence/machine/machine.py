@@ -245,10 +245,14 @@ class Computer:
         self._pause = False
         if self.watchpoints and len(pages(self.watchpoints)) > WATCHED_PAGES:
             raise MachineError(f"watchpoints lie in at most {WATCHED_PAGES} pages")
-        end = NEVER if steps is None else self.clock.steps + steps
+        before = self.clock.steps
+        end = NEVER if steps is None else before + steps
         self.clock.start()
-        with Interruptible(self.stop):
-            return self._timed(end)
+        try:
+            with Interruptible(self.stop):
+                return self._timed(end)
+        finally:
+            self.ran(self.clock.steps - before)
 
     def _timed(self, end: int) -> Exit:
         """`_run`, while the clock goes."""
@@ -263,6 +267,9 @@ class Computer:
         finally:
             self.clock.alarm = None
             self.clock.stop()
+
+    def ran(self, steps: int) -> None:
+        """`run` has taken so many steps: a virtual machine's are its host machine's too."""
 
     def charge(self, steps: int) -> None:
         """A machine on this one has taken so many steps of it."""

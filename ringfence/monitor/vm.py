@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from ringfence.machine.board import Virt
-from ringfence.machine.exit import Exit
 from ringfence.machine.memory import FRAME
 from ringfence.monitor.map import GuestRam
 
@@ -35,19 +33,8 @@ class VirtualMachine(Virt):
         host = self.monitor.machine
         return f"{host.path}/{self.name}" if isinstance(host, VirtualMachine) else self.name
 
-    def run(
-        self,
-        steps: int | None = None,
-        *,
-        until: int | None = None,
-        harts: Collection[int] | None = None,
-        step: int | None = None,
-    ) -> Exit:
-        before = self.steps
-        try:
-            return super().run(steps, until=until, harts=harts, step=step)
-        finally:
-            self.monitor.machine.charge(self.steps - before)
+    def ran(self, steps: int) -> None:
+        self.monitor.machine.charge(steps)
 
     def unused(self) -> int | None:
         """A frame (by offset) that was not used since this was asked last (the clock algorithm; Corbató 1968)."""
