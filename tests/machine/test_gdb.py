@@ -183,6 +183,7 @@ def test_gdb_target_description_names_every_register(serve: Serve) -> None:
     board = corral()
     client = serve(board)
     root = ET.fromstring(client.document(b"features:read:target.xml"))
+    assert [(part.tag, part.text) for part in root][:2] == [("architecture", "riscv:rv64"), ("osabi", "none")]
     assert [f.get("name") for f in root.iter("feature")] == [
         f"org.gnu.gdb.riscv.{part}" for part in ("cpu", "fpu", "csr", "virtual")
     ]
