@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EMBEDDED = "corral"
 SILENCE = 10.0
 DEEPEST = 64
+LONGEST = 1e9
 GDB_PORT = "1234"
 KINDS = ("insn", "trap", "csr", "io")
 _UNITS = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
@@ -84,7 +85,18 @@ _ASK = ("sh", "-c", r"""stty -ixon crtscts; printf '\005'; exec "$@" """.strip()
 _SCRIPT = ("sh", "/proc/self/fd/0")
 """Without a person a shell takes its commands from standard input as from a file."""
 
-SECONDS = click.FloatRange(min=0, min_open=True)
+
+class Seconds(click.FloatRange):
+    """A length of time, no longer than a clock can count."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not seconds <= LONGEST:
+            self.fail(f"{value} is not a time of at most {LONGEST:g} seconds", param, ctx)
+        return seconds
+
+
+SECONDS = Seconds(min=0, min_open=True)
 EPILOG = """\b
 Exit status: the guest's own, and
     2  wrong usage                     127  no image of that name
@@ -118,7 +130,7 @@ Exit status: the guest's own, and
 @click.option("--wall-timeout", type=SECONDS, metavar="SECONDS", help="End with status 124 after so long in real time.")
 @click.option(
     "--silence",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=SILENCE,
     show_default=True,
     metavar="SECONDS",

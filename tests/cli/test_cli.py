@@ -446,3 +446,11 @@ def test_run_on_monitors_is_a_run_on_the_bare_machine(kernel: Callable[..., str]
     assert {run.returncode for run in found} == {7} and {run.stdout for run in found} == {b"deep\n"}
     accounts = [{**json.loads(run.stderr), "wall_seconds": 0} for run in found]
     assert accounts[0] == accounts[1] == accounts[2]
+
+
+@pytest.mark.parametrize("option", ["--timeout", "--wall-timeout", "--silence"])
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e300"])
+def test_run_refuses_a_time_that_no_clock_counts(option: str, seconds: str) -> None:
+    """A usage error, in one sentence."""
+    found = ringfence("run", option, seconds)
+    assert found.returncode == 2 and "is not a time" in sentence(found)

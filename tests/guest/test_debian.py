@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from hashlib import md5
 from pathlib import Path
 
 import pytest
 
-from ringfence import Image, MiB, Virt, load, virt
+from ringfence import Image, MiB, RawDisk, Virt, load, virt
 from ringfence.machine.engine.threaded import Threaded
 
 PROMPT = ":~# "
@@ -82,3 +83,17 @@ def test_debian_sleeps_a_second_by_the_hosts_clock(debian: Image) -> None:
     worked = time.process_time()
     board.run(until=board.clock.now() + 1_000_000_000)
     assert time.process_time() - worked < 0.3
+
+
+def test_debian_writes_megabytes_to_a_disk(debian: Image, tmp_path: Path) -> None:
+    """In requests of as many segments as the device takes; what is synced is in the file."""
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(8 * MiB))
+    with RawDisk(path) as disk:
+        board = virt(256 * MiB, disks=[disk])
+        start(board, debian)
+        board.console.expect(PROMPT, timeout=2)
+        answer(board, "head -c 6000000 /dev/urandom >/tmp/data")
+        digest = answer(board, "md5sum </tmp/data").split()[0]
+        answer(board, "cat /tmp/data >/dev/vda; sync")
+    assert md5(path.read_bytes()[:6_000_000]).hexdigest() == digest

@@ -276,6 +276,16 @@ def test_virtio_blk_reads_what_was_written(requests: list[tuple[int, int, list[i
     assert driver.disk.data == model
 
 
+def test_virtio_blk_takes_as_many_segments_as_it_says() -> None:
+    """An indirect table with as many segments as the configuration space tells of is no more than a queue's length."""
+    driver = Driver()
+    most = driver.device.read(mmio.CONFIG + 12, 4)
+    status, used = driver.request(T_IN, 0, [(DATA + 512 * n, SECTOR) for n in range(most)], indirect=True)
+    assert (status, used) == (S_OK, most * SECTOR + 1)
+    got = b"".join(driver.memory.read(DATA + 512 * n, SECTOR) for n in range(most))
+    assert got == driver.disk.data[: most * SECTOR]
+
+
 def test_virtio_blk_moves_data_at_its_latency_in_guest_time() -> None:
     """Nothing happens before 20 us, and queued requests are served one by one, each 20 us after the last."""
     driver = Driver()

@@ -257,7 +257,7 @@ class VirtioMmio(Device):
         """Follows the descriptors from `index` on (sections 2.7.5 and 2.7.5.3)."""
         chain = Chain(index, [], [])
         indirect = False
-        for _ in range(QUEUE_NUM_MAX):
+        while len(chain.readable) + len(chain.writable) < QUEUE_NUM_MAX:
             if index >= num:
                 raise QueueFault(f"descriptor {index} of {num}")
             pa, length, flags, following = _DESCRIPTOR.unpack(self._load(table + 16 * index, 16))
