@@ -87,7 +87,7 @@ def download(address: str, place: Path, *, size: int, sha256: str, progress: Pro
 
 def _fetch(address: str, part: Path, size: int, progress: Progress) -> None:
     """Fills the part up to `size` bytes, over several connections if they make headway."""
-    idle = 0
+    idle = furthest = 0
     while (before := part.stat().st_size if part.exists() else 0) != size:
         if before > size:
             part.unlink()
@@ -98,7 +98,9 @@ def _fetch(address: str, part: Path, size: int, progress: Progress) -> None:
         except (_Broken, _NoSuchPart) as error:
             if isinstance(error, _NoSuchPart):
                 part.unlink(missing_ok=True)
-            idle = 0 if part.exists() and part.stat().st_size > before else idle + 1
+            reached = part.stat().st_size if part.exists() else 0
+            idle = 0 if reached > furthest else idle + 1
+            furthest = max(furthest, reached, before)
             if idle == _ATTEMPTS:
                 raise MirrorError(
                     f"the mirror {host(address)} breaks off in {_name(address)}: try again later to go on from there"

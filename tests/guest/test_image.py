@@ -347,6 +347,14 @@ def test_interrupted_pull_leaves_no_half_image_and_goes_on(debian_mirror: Mirror
     assert 100_000 < start <= 300_000
 
 
+def test_package_shorter_than_signed_is_given_up(debian_mirror: Mirror) -> None:
+    """The mirror is asked a few times, and no more."""
+    package = debian_mirror.package("busybox-static")
+    package.write_bytes(package.read_bytes()[:-100])
+    assert_refused(pull(debian_mirror), 125, "breaks off in")
+    assert len(debian_mirror.starts(package.name)) < 20
+
+
 def test_killed_pull_is_swept_away(debian_mirror: Mirror, tmp_path: Path) -> None:
     """What a pull that was killed left behind is gone after the next."""
     place = tmp_path / "cache/ringfence/images/.debian.killed"
