@@ -159,7 +159,7 @@ def _network(address: str) -> Iterator[None]:
     except URLError as error:
         reason = error.reason.strerror if isinstance(error.reason, OSError) else error.reason
         raise MirrorError(f"the mirror {host(address)} cannot be reached: {reason or error.reason}") from None
-    except (http.client.HTTPException, OSError) as error:
+    except (http.client.HTTPException, OSError, ValueError) as error:  # ValueError: where it redirects to
         raise MirrorError(f"the mirror {host(address)} does not speak HTTP: {error}") from None
 
 

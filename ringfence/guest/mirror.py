@@ -29,7 +29,7 @@ def mirrors(argument: str | None = None, *, apt: Path = APT) -> list[str]:
     """
     if named := _setting("mirror", argument):
         if not _is_web(named):
-            raise BadAddress(f"a mirror's address starts with http:// or https://, and {named!r} does not")
+            raise BadAddress(f"a mirror's address is http:// or https:// with a host behind it, and {named!r} is not")
         return [named.rstrip("/")]
     if not (found := list(dict.fromkeys(_apt_mirrors(apt)))):
         raise MirrorError(
@@ -70,8 +70,14 @@ def _setting(key: str, argument: str | None) -> str | None:
 
 
 def _is_web(address: str) -> bool:
-    parts = urlsplit(address)
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
+    try:
+        parts = urlsplit(address)
+        known = parts.hostname is not None and (parts.port or 0) >= 0  # asking for the port checks it
+        (parts.hostname or "").encode("idna")
+        address.encode("ascii")
+    except ValueError:  # UnicodeError too
+        return False
+    return known and parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _apt_mirrors(apt: Path) -> Iterator[str]:

@@ -182,7 +182,7 @@ def test_mirror_that_is_away_is_a_sentence(debian_mirror: Mirror, tmp_path: Path
 
 def test_mirror_address_that_is_none_is_a_usage_error(debian_mirror: Mirror) -> None:
     """An address that is no web server's ends with status 2."""
-    assert_refused(ringfence_image("pull", "debian", "--mirror", "nowhere"), 2, "starts with http://")
+    assert_refused(ringfence_image("pull", "debian", "--mirror", "nowhere"), 2, "is http://")
 
 
 @pytest.mark.parametrize(

@@ -82,10 +82,22 @@ def test_mirror_unknown_says_how_to_name_one(apt: Path) -> None:
         mirror.mirrors(apt=apt / "nowhere")
 
 
-@pytest.mark.parametrize("address", ["ftp://a.invalid/debian", "a.invalid/debian", "file:///debian", "http:///debian"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ftp://a.invalid/debian",
+        "a.invalid/debian",
+        "file:///debian",
+        "http:///debian",
+        "http://[bad",
+        "http://../",
+        "http://a.invalid:٣/",
+        f"http://{'a' * 300}.com/",
+    ],
+)
 def test_mirror_that_is_no_web_address_is_a_usage_error(address: str, apt: Path) -> None:
     """Anything but an http or https address is refused before the network is asked, with status 2."""
-    with pytest.raises(BadAddress, match="starts with http"):
+    with pytest.raises(BadAddress, match="with a host behind it"):
         mirror.mirrors(address, apt=apt)
     assert BadAddress.status == 2
 
