@@ -86,7 +86,7 @@ def test_debian_sleeps_a_second_by_the_hosts_clock(debian: Image) -> None:
 
 
 def test_debian_writes_megabytes_to_a_disk(debian: Image, tmp_path: Path) -> None:
-    """In requests of as many segments as the device takes; what is synced is in the file."""
+    """What is synced is in the file."""
     path = tmp_path / "disk"
     path.write_bytes(bytes(8 * MiB))
     with RawDisk(path) as disk:
