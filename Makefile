@@ -11,7 +11,7 @@ test: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto -rs
 
 guest: $(VENV)/tested
 	$(BIN)/python -m ringfence.guest.program.build

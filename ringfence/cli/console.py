@@ -66,7 +66,10 @@ class Output:
             return
         try:
             while data:
-                data = data[os.write(self.fd, data) :]
+                try:
+                    data = data[os.write(self.fd, data) :]
+                except BlockingIOError:  # whoever has the other end made it so
+                    select.select([], [self.fd], [])
         except OSError as error:
             self.error = error
             self._closed()

@@ -6,18 +6,23 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import click
 
 if TYPE_CHECKING:
+    from ringfence.cli.session import Limits
     from ringfence.guest.loader import Program, Source
     from ringfence.machine.board import Virt
     from ringfence.machine.clock import Source as ClockSource
 
 EMBEDDED = "corral"
 SILENCE = 10.0
+PATIENCE = 6
+"""Seconds of real time for one of silence."""
 DEEPEST = 64
 LONGEST = 1e9
 GDB_PORT = "1234"
@@ -76,7 +81,7 @@ class Guest:
     at_end: bytes
     """What end of input is to it."""
     asks: bool = False
-    """It asks for its input; until then it may print nothing for as long as it likes."""
+    """It asks for its input."""
 
 
 _ASK = ("sh", "-c", r"""stty -ixon crtscts; printf '\005'; exec "$@" """.strip(), "sh")
@@ -131,10 +136,9 @@ Exit status: the guest's own, and
 @click.option(
     "--silence",
     type=Seconds(min=0),
-    default=SILENCE,
-    show_default=True,
     metavar="SECONDS",
-    help="End with status 132 where a boot prints nothing for so long in guest time; 0: never.",
+    help="End with status 132 where nothing is printed for so long in guest time; 0: never. "
+    f"Default: {SILENCE:g}, for the boot.",
 )
 @click.option("--json", "as_json", is_flag=True, help="At the end, a line of JSON about the run on standard error.")
 @click.option(
@@ -181,7 +185,7 @@ def run(image: str | None, command: tuple[str, ...], **options: Any) -> None:
 
 def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], stack: ExitStack) -> int:
     from ringfence.cli.console import Input, Output, Terminal, is_terminal
-    from ringfence.cli.session import Limits, Session
+    from ringfence.cli.session import Session
     from ringfence.guest.loader import load
     from ringfence.monitor.monitor import nested
 
@@ -212,7 +216,9 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
         from ringfence.machine.trace import trace
 
         trace(board, options["trace"], _tracer(sys.stderr))
-    limits = Limits(options["timeout"], options["wall_timeout"], 0 if guest.asks else options["silence"])
+    limits = _limits(options, engine)
+    if command:  # once
+        board.on_reset = partial(board.power_off, 0)
     keyboard = Input(0, raw=person, at_end=guest.at_end, literal=guest.asks)
     debugger = None
     if options["gdb"] is not None:
@@ -230,6 +236,16 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
     return session.run()
 
 
+def _limits(options: dict[str, Any], engine: str) -> Limits:
+    from ringfence.cli.session import Limits
+
+    given = options["silence"]
+    silence = SILENCE if given is None else given
+    # The reference may take minutes to a guest's first byte.
+    patience = PATIENCE * silence if engine == "threaded" else inf
+    return Limits(options["timeout"], options["wall_timeout"], silence, given or 0, patience)
+
+
 def _guest(image: str | None, command: tuple[str, ...], person: bool, options: dict[str, Any]) -> Guest:
     from ringfence.cli.console import END_OF_FILE
 
@@ -245,6 +261,8 @@ def _guest(image: str | None, command: tuple[str, ...], person: bool, options: d
     if image is None or image == EMBEDDED:
         if command:
             raise click.UsageError("the embedded guest runs no command: give it on its console")
+        if bios == "none":
+            raise click.UsageError("the embedded guest begins in S-mode: --bios none needs a --kernel that does not")
         return Guest(_embedded(), (), append, bios, END_OF_FILE)
 
     from ringfence.guest.image import command_archive

@@ -15,12 +15,13 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from ringfence.cli import OURS, PIPE, discard_output
 from ringfence.cli.console import READ_AHEAD, Input, Output, Terminal, report
 from ringfence.errors import RingfenceError
-from ringfence.isa.trap import M, S, U
+from ringfence.isa.trap import M, S, Status, U
 from ringfence.machine.device.uart16550 import IER_RDA
 from ringfence.machine.exit import Deadline, Idle, PowerOff
 
@@ -39,15 +40,22 @@ PANIC_LINES = re.compile(r"(\[[ \d.]+\] *)?(---\[ end Kernel panic - not syncing
 PANIC_NS = 50_000_000
 PANIC_LOOKS = 3
 SILENT_STEPS = 1_000_000_000
+LOOP_LOOKS = 3
+HANDLER_START = 64
+"""Bytes of a trap handler in which no trap can be taken again: the state that the first one left is not saved yet."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds: of guest time, of real time, and of guest time without a byte of output (0: none)."""
+    """Seconds: of guest time, of real time, and of guest time without a byte of output (0: no limit)."""
 
     guest: float | None
     wall: float | None
     silence: float
+    silence_asked: float = 0
+    """`silence` from where the guest has asked for its input."""
+    patience: float = inf
+    """Seconds of real time without a byte of output: a guest that resets itself for ever takes few steps."""
 
 
 @dataclass(frozen=True)
@@ -63,32 +71,50 @@ class Watch:
     """Tells whether a guest is dead. Asked where the machine has stopped between two instructions."""
 
     def __init__(self, board: Virt, output: Output, limits: Limits) -> None:
-        self.board, self.output, self.limits = board, output, limits
+        self.board, self.output = board, output
+        self.silence, self.patience = limits.silence, limits.patience
+        self._since = time.monotonic()
         self._panic: tuple[int, int] | None = None  # bytes of output, guest time
         self._looks = 0
+        self._loop: list[tuple[int, ...] | None] = []
+        self._loop_looks = 0
 
     def verdict(self) -> Ending | None:
         """132 for a guest that cannot go on, as far as its machine's state shows it, or that has told so."""
         running = [hart for hart in self.board.harts if not hart.stopped]
-        if running and all(_spins_on_its_trap(hart) for hart in running):
-            return Ending(PANIC, "dead", "the guest is dead: its trap handler faults at its own first instruction")
+        if running and self._traps_for_ever(running):
+            return Ending(PANIC, "dead", "the guest is dead: its trap handler faults at its own start, again and again")
         if self._silent():
             return Ending(
                 PANIC,
                 "silent",
-                f"the guest has printed nothing in {self.limits.silence:g} seconds of its time (--silence 0 waits on)",
+                f"the guest has printed nothing in {self.silence:g} seconds of its time (--silence 0 waits on)",
             )
         if self._panicked(running):
             return Ending(PANIC, "panic", "the guest panicked")
         return None
 
+    def silent_until(self) -> int | None:
+        """The guest time (ns) at which silence ends it, where that is the same in every run."""
+        timed = self.silence and not self.output.count and self.board.clock.source == "virtual"
+        return int(self.silence * 1e9) if timed else None
+
     def _silent(self) -> bool:
-        if self.output.count or not self.limits.silence:
+        if self.output.count or not self.silence:
             return False
         board = self.board
+        if time.monotonic() - self._since >= self.patience:
+            return True
         # By the host's clock a slow engine may not have got far.
         busy = board.clock.source == "host" and not all(h.waiting or h.stopped for h in board.harts)
-        return board.clock.now() >= self.limits.silence * 1e9 and not (busy and board.steps < SILENT_STEPS)
+        return board.clock.now() >= self.silence * 1e9 and not (busy and board.steps < SILENT_STEPS)
+
+    def _traps_for_ever(self, running: list[Hart]) -> bool:
+        """Every hart takes the same trap from the start of its handler, at each of some looks."""
+        loop = [_trap_at_start(hart) for hart in running]
+        self._loop_looks = self._loop_looks + 1 if loop == self._loop and None not in loop else 0
+        self._loop = loop
+        return self._loop_looks >= LOOP_LOOKS
 
     def _panicked(self, running: list[Hart]) -> bool:
         """The last line says so, and since then, in some time, nothing was printed and nothing but kernels ran."""
@@ -104,15 +130,20 @@ class Watch:
         return self._looks >= PANIC_LOOKS and self.board.clock.now() - self._panic[1] >= PANIC_NS
 
 
-def _spins_on_its_trap(hart: Hart) -> bool:
-    """An exception at the handler's own address, which leads there again: with interrupts off it is for ever."""
-    if hart.priv == S:
-        vector, epc, cause = hart.stvec, hart.sepc, hart.scause
-    elif hart.priv == M:
-        vector, epc, cause = hart.mtvec, hart.mepc, hart.mcause
-    else:
-        return False
-    return hart.pc == vector & ~3 == epc and not cause >> 63 and not hart.mie & ~hart.mideleg
+def _trap_at_start(hart: Hart) -> tuple[int, ...] | None:
+    """The exception that was taken at the start of the very handler that it led to, where the hart is on that way."""
+
+    def found(vector: int, epc: int, cause: int, at: int) -> tuple[int, ...] | None:
+        start = vector & ~3
+        return (start, epc, cause) if start <= at <= epc < start + HANDLER_START and not cause >> 63 else None
+
+    # Firmware may be what hands the supervisor its traps.
+    through = hart.priv == M and hart.mstatus >> Status.MPP & 3 == S
+    if (hart.priv == S or through) and (
+        loop := found(hart.stvec, hart.sepc, hart.scause, hart.mepc if through else hart.pc)
+    ):
+        return loop
+    return found(hart.mtvec, hart.mepc, hart.mcause, hart.pc) if hart.priv == M else None
 
 
 class Session:
@@ -184,6 +215,8 @@ class Session:
             if terminal.signal is not None:
                 return Ending(128 + terminal.signal, signal.Signals(terminal.signal).name)
             if keyboard.ended_by_user:
+                if self.output.count:
+                    report("")  # whatever comes next begins a line
                 return Ending(0, "user")
             if self.output.error is not None:
                 return _unwritable(self.output.error)
@@ -199,7 +232,9 @@ class Session:
                 self._give(keyboard.read())
 
     def _ready(self) -> None:
-        self._asks = False
+        if self._asks:
+            self._asks = False
+            self.watch.silence = self.limits.silence_asked
         self.board.uart.receive(self._early)
         self._input_over = not self.keyboard.open
         self.terminal.wake()
@@ -224,11 +259,13 @@ class Session:
         board, debugger = self.board, self._debugger
         while not self._over:
             input_over = self._input_over
-            ended = (debugger or board).run(until=self._until)
+            alone = debugger is None or not debugger.attached
+            ends = (self._until, self.watch.silent_until() if alone else None)
+            ended = (debugger or board).run(until=min((end for end in ends if end is not None), default=None))
             if isinstance(ended, PowerOff):
                 status = min(ended.status, 255)
                 return Ending(status, "power-off", "the guest says that it failed" if status == PANIC else "")
-            if isinstance(ended, Deadline):
+            if isinstance(ended, Deadline) and self._until is not None and board.clock.now() >= self._until:
                 return Ending(TIME_LIMIT, "timeout", f"the time limit of {self.limits.guest:g} guest seconds is over")
             if debugger is not None and debugger.attached:  # whoever debugs a guest says when it is dead
                 continue

@@ -166,6 +166,18 @@ DEAD = {
         [asm("auipc", rd=T0, imm=0), asm("addi", rd=T0, rs1=T0, imm=12), asm("csrrw", rd=0, rs1=T0, csr=0x105), 0],
         "the guest is dead",
     ),
+    "fault behind the handler's start": (
+        [
+            *say("hello\n"),
+            asm("auipc", rd=T0, imm=0),
+            asm("addi", rd=T0, rs1=T0, imm=16),
+            asm("csrrw", rd=0, rs1=T0, csr=0x105),
+            0,
+            asm("addi", rd=T0, rs1=0, imm=1),
+            0,
+        ],
+        "the guest is dead",
+    ),
     "halted": ([WFI, SPIN], "the guest has halted"),
     "halted with a word": ([*say("bye\n"), WFI, SPIN], "the guest has halted"),
     "Linux panics": ([*say("[    1.234567] " + LINUX_PANIC), SPIN], "the guest panicked"),
@@ -200,6 +212,23 @@ def test_run_ends_a_silent_boot(kernel: Callable[..., str]) -> None:
     assert found.returncode == 132
     assert "has printed nothing in 0.02 seconds" in found.stderr.decode()
     assert ringfence("run", "--kernel", path, "--silence", "0", "--timeout", "0.1").returncode == 124
+
+
+def test_run_ends_silent_resets(kernel: Callable[..., str]) -> None:
+    """A guest that resets the machine for ever takes hardly any steps: real time ends it."""
+    found = ringfence("run", "--kernel", kernel(*leave(0x7777)), "--silence", "0.1")
+    assert found.returncode == 132
+    assert "has printed nothing" in found.stderr.decode()
+
+
+def test_run_notices_a_guest_that_died_under_firmware() -> None:
+    """OpenSBI with no kernel behind it hands the supervisor a fault at 0, and at 0 is its next one."""
+    firmware = Path("/usr/lib/riscv64-linux-gnu/opensbi/generic/fw_jump.elf")
+    if not firmware.exists():
+        pytest.skip("Debian's opensbi is not installed")
+    found = ringfence("run", "--bios", str(firmware))
+    assert found.returncode == 132
+    assert b"OpenSBI" in found.stdout and b"the guest is dead" in found.stderr
 
 
 @pytest.mark.parametrize("option", ["--timeout", "--wall-timeout"])
@@ -307,6 +336,19 @@ def test_run_does_without_standard_streams() -> None:
     for redirection in ("<&-", "<&- >&-", "<&- >&- 2>&-"):
         done = subprocess.run(f"{' '.join(COMMAND)} run {redirection}", shell=True, capture_output=True, timeout=30)
         assert (done.returncode, done.stderr) == (0, b""), redirection
+
+
+def test_run_waits_for_a_reader_that_is_slow(kernel: Callable[..., str]) -> None:
+    """Output is a pipe that whoever has its other end set not to block."""
+    path = kernel(*say("x" * 200 + "\n") * 400, *leave(0x5555))
+    read_end, write_end = os.pipe2(os.O_NONBLOCK)
+    with subprocess.Popen([*COMMAND, "run", "--kernel", path], stdin=subprocess.DEVNULL, stdout=write_end) as process:
+        os.close(write_end)
+        time.sleep(1.5)  # it is full
+        os.set_blocking(read_end, True)
+        with open(read_end, "rb") as stream:
+            assert len(stream.read()) == 201 * 400
+        assert process.wait(30) == 0
 
 
 def test_run_says_that_output_cannot_be_written() -> None:

@@ -1,0 +1,57 @@
+"""One command in Debian: its output, its status, and what is typed at it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_cli import Person, ringfence
+
+from ringfence import Image
+
+
+@pytest.fixture(autouse=True)
+def image(debian: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user has pulled it."""
+    (tmp_path / "ringfence").symlink_to(debian.directory.parents[1])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_command_prints_and_ends_with_its_status() -> None:
+    """Standard input is the command's; what it prints comes unchanged; the boot shows nothing."""
+    found = ringfence("run", "debian", "--", "sh", "-c", "cat; exit 3", stdin=b"one\ntwo")
+    assert (found.returncode, found.stdout) == (3, b"one\ntwo")
+
+
+def test_command_that_panics_the_kernel_is_132() -> None:
+    """The panic shows although the boot is quiet."""
+    found = ringfence("run", "debian", "--", "sh", "-c", "echo c >/proc/sysrq-trigger")
+    assert found.returncode == 132
+    assert b"sysrq triggered crash" in found.stderr
+
+
+def test_command_that_reboots_is_not_run_again() -> None:
+    """It was to run once."""
+    found = ringfence("run", "debian", "--", "sh", "-c", "echo once; sleep 1; reboot -f")
+    assert found.returncode == 0
+    assert found.stdout.startswith(b"once\n") and found.stdout.count(b"once") == 1
+
+
+def test_command_may_be_silent_unless_asked_not_to_be() -> None:
+    """The default is about the boot; a --silence that is given holds for the command too."""
+    command = ("debian", "--", "sleep", "30")
+    assert ringfence("run", *command).returncode == 0
+    assert ringfence("run", "--silence", "9", *command).returncode == 132
+
+
+def test_command_handles_ctrl_c_itself() -> None:
+    """The key is the command's signal, and the status is what the command makes of it."""
+    person = Person("debian", "--", "sh", "-c", "trap 'echo caught' INT; echo ready; sleep 3; exit 9")
+    person.until(b"ready")
+    person.type(b"\x03")
+    person.until(b"caught")
+    assert person.end(30) == 9
+    person = Person("debian", "--", "sh", "-c", "echo ready; sleep 30")
+    person.until(b"ready")
+    person.type(b"\x03")
+    assert person.end(20) == 130
