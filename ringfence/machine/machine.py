@@ -25,6 +25,7 @@ from ringfence.machine.engine.layout import WATCHED_PAGES
 from ringfence.machine.engine.reference import Known
 from ringfence.machine.exit import Break, Budget, Deadline, Exit, Idle, PowerOff, Stopped
 from ringfence.machine.hart import Hart
+from ringfence.machine.launch import Trapped
 from ringfence.machine.memory import Ram
 from ringfence.machine.stops import Watch, pages
 
@@ -81,6 +82,23 @@ class Engine(Protocol):
 
     def stops(self, breakpoints: Iterable[int], watched: Sequence[int]) -> None:
         """From now on leave instructions at these addresses, and data accesses to these pages, to the reference."""
+        ...
+
+    # The Hardware Virtualizer: what a monitor asks of the machine that it has
+
+    def virtualize(self, computer: Computer, ram: Ram) -> Engine:
+        """What runs the harts of a virtual machine whose memory is `ram`, as this runs those of its own machine."""
+        ...
+
+    def lend(self) -> Hart:
+        """A hart's user mode, for a monitor to launch (`machine.launch`)."""
+        ...
+
+    def launch(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> Trapped | None:
+        """Run a hart that was lent to an exception, which is not taken; or, None, as `run` does, to a check point.
+
+        `clock` counts its steps; `offset` is what mtime differs from that, in ticks.
+        """
         ...
 
 

@@ -27,6 +27,8 @@ class Ram:
     map: mmap.mmap
     flags: mmap.mmap
     derived: Derived
+    composed: mmap.mmap | None = None
+    """A virtual machine's: of each frame 8 bytes, its place and the rights to it; 0 where that is not known."""
 
     def __init__(self, base: int, size: int) -> None:
         self.base, self.size = base, size

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from ringfence.isa.paging import ACCESSED, DIRTY, PPN, USER, R, V, W, X
 from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
+from ringfence.monitor.technique.shadow import Shadows
 
 ALL = READ | WRITE | EXECUTE
 SUPERPAGE = 512 * FRAME
@@ -161,6 +162,8 @@ class GuestRam(Ram):
         self._fault, self._release = fault, release
         self.absent: dict[int, Callable[[], bytes]] = {}
         """Frames (by offset) that f has no answer for, but that are not zero: how to look at their bytes."""
+        self.shadows: Shadows | None = None
+        """Page tables of the guest's that are to be told of writes, and what else follows from f."""
         self.above: list[GuestRam] = []
         """Memory of virtual machines on this one."""
         if isinstance(host, GuestRam):
@@ -221,6 +224,8 @@ class GuestRam(Ram):
     def _forget(self, *changed: tuple[int, int]) -> None:
         """f has changed for these (offset, length): what was composed with it is dropped, here and above."""
         for at, length in changed:
+            if self.shadows is not None:
+                self._forget_shadows(at, length)
             first, count = at >> 12, length >> 12
             self._places[first : first + count] = memoryview(array("Q", bytes(8 * count)))
         if not self.above or not changed:
@@ -231,6 +236,34 @@ class GuestRam(Ram):
         for memory in self.above:
             pages = memory.f.pages()
             memory._forget(*((at, size) for at, to, _, size in pages if 1 in frames[to >> 12 : to + size >> 12]))
+
+    def _forget_shadows(self, at: int, length: int) -> None:
+        assert self.shadows is not None
+        if length > SUPERPAGE:
+            self.shadows.drop()
+            return
+        for frame in range(at, at + length, FRAME):
+            self.shadows.forget(frame)
+
+    def write(self, pa: int, data: bytes | memoryview) -> None:
+        super().write(pa, data)
+        if self.shadows is not None and self.shadows.traced:
+            self._tell(pa - self.base, len(data))
+
+    def windows(self, pa: int, length: int) -> Iterator[memoryview]:
+        yield from super().windows(pa, length)
+        if self.shadows is not None:
+            self._tell(pa - self.base, length)
+
+    def _tell(self, at: int, length: int) -> None:
+        """Bytes have changed: the page tables among them have shadows."""
+        assert self.shadows is not None
+        traced = self.shadows.traced
+        while length:
+            n = min(length, FRAME - (at & FRAME - 1))
+            if at & -FRAME in traced:
+                self.shadows.written(at, n)
+            at, length = at + n, length - n
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         nothing = bytes(FRAME)

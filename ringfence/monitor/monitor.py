@@ -16,15 +16,22 @@ from ringfence.machine.memory import FRAME, READ
 from ringfence.monitor.allocator import Allocator
 from ringfence.monitor.map import SUPERPAGE, F, GuestRam
 from ringfence.monitor.pager import PagingDisk
+from ringfence.monitor.technique.shadow import Shadows
 from ringfence.monitor.vm import VirtualMachine
 
+Technique = Literal["virtualizer", "trap"]
 BATCH = 64
 """Frames that are taken at a time when memory is short."""
 
 
 def overhead(memory: int) -> int:
     """What a machine has to have beside the memory of one that runs on it: its f, all in small pages at worst."""
-    return 2 * SUPERPAGE + -(-memory // (512 * SUPERPAGE)) * SUPERPAGE
+    return 2 * SUPERPAGE + -(-memory // (512 * SUPERPAGE)) * SUPERPAGE + most_tables(memory) * FRAME
+
+
+def most_tables(memory: int) -> int:
+    """Of shadow page tables, for a machine of so much memory."""
+    return 256 + memory // FRAME // 32
 
 
 def nested(
@@ -37,10 +44,12 @@ def nested(
     seed: int | None = None,
     console: ConsoleOut | None = None,
     disks: Sequence[Disk] = (),
+    technique: Technique | Sequence[Technique] = "virtualizer",
 ) -> Virt:
     """A machine with `depth` monitors beneath it, each on the machine that the next one gives; 0: a bare one.
 
-    Raises MachineError."""
+    `technique`: of all, or of each from the outermost on. Raises MachineError."""
+    techniques = [technique] * depth if isinstance(technique, str) else list(technique)
     if not depth:
         return virt(memory, harts, clock=clock, seed=seed, engine=engine, console=console, disks=disks)
     sizes = [memory]
@@ -49,8 +58,17 @@ def nested(
     check(memory, harts, 1, 1, len(disks))
     machine = virt(sizes.pop(), harts, engine=engine)
     while len(sizes) > 1:
-        machine = Monitor(machine).create("guest", sizes.pop(), harts)
-    return Monitor(machine).create("guest", memory, harts, clock=clock, seed=seed, console=console, disks=disks)
+        machine = Monitor(machine).create("guest", sizes.pop(), harts, technique=techniques.pop(0))
+    return Monitor(machine).create(
+        "guest",
+        memory,
+        harts,
+        clock=clock,
+        seed=seed,
+        console=console,
+        disks=disks,
+        technique=techniques.pop(0),
+    )
 
 
 class Monitor:
@@ -81,6 +99,7 @@ class Monitor:
         epoch_ns: int | None = None,
         rng_seed: bytes | None = None,
         resident: int = 0,
+        technique: Technique = "virtualizer",
     ) -> VirtualMachine:
         """A virtual machine, as `virt` makes a bare one. It has the first `resident` bytes of its memory at all times.
 
@@ -103,7 +122,7 @@ class Monitor:
             VirtualMachine,
             ram,
             harts,
-            engine=self._engine(ram),
+            engine=self._engine(ram, technique),
             clock=clock,
             step_ns=step_ns,
             turn=turn,
@@ -124,18 +143,14 @@ class Monitor:
         self.guests[name] = vm
         return vm
 
-    def _engine(self, ram: GuestRam) -> Callable[[Computer], Engine]:
-        """The technique `virtualizer`: the guest's harts run as the bare machine's do, under its f."""
-        from ringfence.machine.engine.reference import ReferenceEngine
+    def _engine(self, ram: GuestRam, technique: Technique) -> Callable[[Computer], Engine]:
+        host = self.machine
+        if technique == "virtualizer":
+            return lambda vm: host.engine.virtualize(vm, ram)
+        from ringfence.monitor.technique.trap import TrapAndEmulate
 
-        if isinstance(self.machine.engine, ReferenceEngine):
-            return ReferenceEngine
-        from ringfence.machine.engine.threaded import Threaded
-
-        engine = self.machine.engine
-        assert isinstance(engine, Threaded)
-        native = engine.native
-        return lambda vm: Threaded(vm, native=native, places=ram.composed)
+        shadows = Shadows(host.ram, self._frame, lambda at: self._allocator.give_back(at, FRAME), most_tables(ram.size))
+        return lambda vm: TrapAndEmulate(vm, ram, host, shadows)
 
     def _fault(self, vm: VirtualMachine, at: int, right: int) -> None:
         """A VM-fault: f has no answer, so it gets one. Memory is given on demand."""

@@ -236,7 +236,14 @@ def _leave_at(g: Geometry) -> str:
     """Leave at `pc` of the state; or, where the action is a trap, take it."""
     h = Handler(g, 0)
 
+    def lent() -> None:
+        h.set_field("action", Int(Action.LENT))
+        h.set_field("steps", h.steps())
+        h.b.emit("ret i64 0")
+        raise Ended
+
     def take() -> None:
+        h.when(h.field("lent") != 0, lent)
         trap.enter(h, h.field("cause"), h.field("tval"), h.field("pc"), False)
         h.finish()
 

@@ -64,6 +64,7 @@ FIELDS = table(
         ("places", 1),  # 8 bytes a frame of a virtual machine: its place in RAM, and the rights to it; 0: bare
         ("permissions", 1),  # a byte a frame: R W X below M in bits 0 to 2, in M in bits 4 to 6
         ("machine", 1),
+        ("lent", 1),  # to a monitor, whom its traps go to
         ("scratch", 8),  # records of the instruction across a page's end
         ("data_keys", SLOTS),
         ("data_turn", 1),  # behind the keys: the number of the slot to give up next
@@ -110,6 +111,7 @@ class Action:
     FULL = 6  # no code page is left
     PLAIN = 7  # the bare machine's frame `cause` is to be plain again
     FAULT = 8  # f does not give the right `tval` to the machine's frame `cause`
+    LENT = 9  # an exception of a hart that is lent to a monitor
 
 
 class Geometry:

@@ -14,10 +14,13 @@ from ringfence.isa.spec import Insn, decode
 from ringfence.isa.trap import Cause, M, S, Status
 from ringfence.machine.device.device import AccessFault
 from ringfence.machine.hart import FIELDS, Hart
+from ringfence.machine.launch import Trapped, user_hart
+from ringfence.machine.memory import Ram
 from ringfence.machine.stops import READ, WRITE
 from ringfence.word import Int, Word
 
 if TYPE_CHECKING:
+    from ringfence.machine.clock import Clock
     from ringfence.machine.machine import Computer
 
 _INDEX = {name: field.offset >> 3 for name, field in FIELDS.items()}
@@ -99,10 +102,17 @@ class Known:
 
     def step(self, hart: Hart) -> bool:
         """One instruction, or the trap in its place: one step. True: what follows is a check point."""
+        if caught := self.attempt(hart):
+            self._enter(Int(caught.cause), Int(caught.tval), False)
+            self._check |= (self._pc ^ self._next) >> 12 != 0
+        self._computer.clock.steps += 1
+        return self._check
+
+    def attempt(self, hart: Hart) -> Trap | None:
+        """One instruction, or the exception that keeps it from being executed, which is not taken."""
         words = self._words = hart.words
         self._hart, self._check = hart, False
         self._pc = pc = words[_PC]
-        clock = self._computer.clock
         try:
             bits = self._bits = self._fetch(pc)
             bound = bind(bits)
@@ -130,11 +140,25 @@ class Known:
                 words[_MSTATUS] |= _FS
             words[_PC] = self._next
         except Trap as caught:
-            self._enter(Int(caught.cause), Int(caught.tval), False)
-        clock.steps += 1
+            return caught
         if (pc ^ self._next) >> 12:
             self._check = True
-        return self._check
+        return None
+
+    def walk(self, hart: Hart, va: int, access: Access) -> tuple[int, list[int], bool]:
+        """(physical address, where in RAM the entries lie that lead to it, whether the access counts as M's). Sets
+        accessed and dirty bits; raises Trap.
+        """
+        self._words, self._hart = hart.words, hart
+        while True:
+            pa, machine = self._physical(va, access)
+            if self._trail is not None:  # nothing was set
+                return pa, [at for at, _ in self._trail], machine
+
+    def permission(self, hart: Hart, pa: int, size: int, machine: bool) -> int:
+        """What physical memory protection grants to an access that counts as M's, or not."""
+        self._words, self._hart = hart.words, hart
+        return self._permission(pa, size, machine)
 
     @property
     def checked(self) -> bool:
@@ -155,6 +179,13 @@ class Known:
         self._enter(trap.highest(bits), Int(0), True)
         self._computer.clock.steps += 1
         return True
+
+    def pending(self, hart: Hart) -> int:
+        """The bits of the interrupts that would be taken at a check point."""
+        words = self._words = hart.words
+        if not (words[_INDEX["mip"]] | words[_INDEX["lines"]]) & words[_INDEX["mie"]]:
+            return 0
+        return value_of(trap.pending(self))  # type: ignore[arg-type]
 
     def _enter(self, cause: Word, tval: Word, interrupt: bool) -> None:
         trap.enter(self, cause, tval, Int(self._pc), interrupt)  # type: ignore[arg-type]
@@ -206,6 +237,7 @@ class Known:
             priv = status >> Status.MPP & 3
         satp = words[_SATP]
         if priv == M or not satp >> 60:
+            self._trail = []
             return va, priv == M
         key = (va >> 12, access, satp, priv << 20 | status & _SUM_MXR, self._hart.number)
         found = self._walks.get(key)
@@ -215,6 +247,7 @@ class Known:
                 if peek(at, 8) != entry:
                     break
             else:
+                self._trail = found[1]
                 return found[0] | va & 4095, False
         self._trail = []
         word = translate(self, Int(va), access)  # type: ignore[arg-type]
@@ -491,6 +524,7 @@ class ReferenceEngine:
     def __init__(self, computer: Computer) -> None:
         self._computer = computer
         self._kicked = False
+        self._lent = 0
 
     def run(self, hart: Hart, deadline: int) -> bool:
         computer, step = self._computer, self._computer.reference.step
@@ -510,6 +544,23 @@ class ReferenceEngine:
                 return computer.reference.checked
             if hart.pc in breakpoints:
                 return computer.reference.checked
+
+    def lend(self) -> Hart:
+        self._lent += 1
+        return user_hart(len(self._computer.harts) + self._lent - 1)
+
+    def virtualize(self, computer: Computer, ram: Ram) -> ReferenceEngine:
+        return ReferenceEngine(computer)
+
+    def launch(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> Trapped | None:
+        reference = self._computer.reference
+        while True:
+            if caught := reference.attempt(hart):
+                return Trapped(caught.cause, caught.tval)
+            clock.steps += 1
+            if (reference.checked and clock.steps >= deadline) or self._kicked:
+                self._kicked = False
+                return None
 
     def kick(self) -> None:
         self._kicked = True

@@ -11,9 +11,11 @@ from ringfence.machine.engine import code, layout
 from ringfence.machine.engine.layout import WATCHED_PAGES, Action
 from ringfence.machine.engine.native import CODE_BYTES, INDEX, MACHINE, Native, anonymous, host_address
 from ringfence.machine.hart import Hart
-from ringfence.machine.memory import FRAME
+from ringfence.machine.launch import Trapped, user_hart
+from ringfence.machine.memory import FRAME, Ram
 
 if TYPE_CHECKING:
+    from ringfence.machine.clock import Clock
     from ringfence.machine.machine import Computer
 
 _WATCHED = range(MACHINE["watched"], MACHINE["watched"] + WATCHED_PAGES)
@@ -38,11 +40,19 @@ class Threaded:
         native: Native | None = None,
         places: mmap.mmap | None = None,
     ) -> None:
-        self._computer = computer
+        self._computer, self._places = computer, places
         self.native = native or Native(computer.ram, sets, code_bytes)
         self._permissions: dict[bytes, mmap.mmap] = {}
-        self._protected: list[bytes] = [b""] * len(computer.harts)
-        self._addresses = [self.native.add(hart, computer.ram, places) for hart in computer.harts]
+        self._protected: list[bytes] = []
+        self._addresses: list[int] = []
+        self._harts: list[Hart] = []
+        for hart in computer.harts:
+            self._add(hart)
+
+    def _add(self, hart: Hart) -> None:
+        self._protected.append(b"")
+        self._addresses.append(self.native.add(hart, self._computer.ram, self._places))
+        self._harts.append(hart)
 
     # machine.Engine
 
@@ -54,11 +64,8 @@ class Threaded:
         virtual = clock.source == "virtual"
         deadline = max(deadline, 0)  # a time that was gone before the idle time was jumped over has a negative step
         self._protect(hart)
-        words[INDEX["clock_host"]] = 0 if virtual else code.clock_gettime()
-        words[INDEX["clock_step_ns"]] = clock.step_ns
         while True:
-            words[INDEX["clock_base_ns"]] = clock.idle_ns if virtual else clock.host_start
-            words[INDEX["clock_offset"]] = computer.aclint.offset
+            _tell_time(words, clock, computer.aclint.offset)
             words[_STEPS] = clock.steps
             words[_LIMIT] = words[_DEADLINE] = deadline
             if words[_KICK] or (words[_MIP] | words[_LINES]) & words[_MIE]:
@@ -82,18 +89,57 @@ class Threaded:
                     deadline = min(deadline, clock.next_step())
                 if computer.breakpoints and words[INDEX["pc"]] in computer.breakpoints:
                     return check
-            elif action == Action.FULL:
-                self.native.drop_code()
-            elif action == Action.PLAIN:
-                self.native.make_plain(words[INDEX["cause"]])
-            elif action == Action.FAULT:
-                computer.ram.place(words[INDEX["cause"]] * FRAME, words[INDEX["tval"]])
-            else:
+            elif not self._seen_to(action, words):
                 words[_KICK] = 0
                 return True
 
+    def _seen_to(self, action: int, words: memoryview) -> bool:
+        """What native code left for is done, and it can go on."""
+        if action == Action.FULL:
+            self.native.drop_code()
+        elif action == Action.PLAIN:
+            self.native.make_plain(words[INDEX["cause"]])
+        elif action == Action.FAULT:
+            self._computer.ram.place(words[INDEX["cause"]] * FRAME, words[INDEX["tval"]])
+        else:
+            return False
+        return True
+
+    def virtualize(self, computer: Computer, ram: Ram) -> Threaded:
+        return Threaded(computer, native=self.native, places=ram.composed)
+
+    def lend(self) -> Hart:
+        hart = user_hart(len(self._harts))
+        self._add(hart)
+        hart.words[INDEX["lent"]] = 1
+        return hart
+
+    def launch(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> Trapped | None:
+        words, address = hart.words, self._addresses[hart.number]
+        reference = self._computer.reference
+        self._protect(hart)
+        _tell_time(words, clock, offset)
+        words[_STEPS] = clock.steps
+        words[_DEADLINE] = max(deadline, 0)
+        while True:
+            words[_LIMIT] = 0 if words[_KICK] else words[_DEADLINE]
+            action = self.native.enter(address)
+            clock.steps = words[_STEPS]
+            if action == Action.LENT:
+                return Trapped(words[INDEX["cause"]], words[INDEX["tval"]])
+            if action == Action.EMULATE:
+                if caught := reference.attempt(hart):
+                    return Trapped(caught.cause, caught.tval)
+                clock.steps += 1
+                words[_STEPS] += 1
+                if reference.checked and clock.steps >= deadline:
+                    return None
+            elif not self._seen_to(action, words):
+                words[_KICK] = 0
+                return None
+
     def kick(self) -> None:
-        for hart in self._computer.harts:
+        for hart in self._harts:
             hart.words[_KICK] = 1
             hart.words[_LIMIT] = 0
 
@@ -152,3 +198,12 @@ class Threaded:
                 granted = cfg & 7 | (cfg & 7 if cfg & pmp.L else 7) << 4
                 permissions[first:last] = bytes((granted,)) * (last - first)
         return permissions
+
+
+def _tell_time(words: memoryview, clock: Clock, offset: int) -> None:
+    """Native code can read mtime."""
+    virtual = clock.source == "virtual"
+    words[INDEX["clock_host"]] = 0 if virtual else code.clock_gettime()
+    words[INDEX["clock_step_ns"]] = clock.step_ns
+    words[INDEX["clock_base_ns"]] = clock.idle_ns if virtual else clock.host_start
+    words[INDEX["clock_offset"]] = offset

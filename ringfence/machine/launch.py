@@ -1,0 +1,29 @@
+"""A hart's user mode, as a machine lends it to its monitor, which launches it (Popek and Goldberg 1974).
+
+It runs there as any user program does, under the page tables that the monitor gives it in `satp`. Each exception comes
+to the monitor, with the hart as it was before the instruction.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ringfence.isa import pmp
+from ringfence.isa.trap import U
+from ringfence.machine.hart import SIZE, Hart
+
+
+class Trapped(NamedTuple):
+    """An exception: its code in mcause, and what mtval would be."""
+
+    cause: int
+    tval: int
+
+
+def user_hart(number: int) -> Hart:
+    """A hart in user mode whose physical memory protection grants everything: its page tables are its bounds."""
+    hart = Hart(number, memoryview(bytearray(SIZE)))
+    hart.priv = U
+    hart["pmpaddr0"] = (1 << pmp.ADDRESS_BITS - 2) - 1
+    hart.pmpcfg0 = pmp.NAPOT | pmp.R | pmp.W | pmp.X
+    return hart

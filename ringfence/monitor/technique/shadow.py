@@ -1,0 +1,155 @@
+"""Shadow page tables: f ∘ φ in the tables that the host machine walks (VM/370; Agesen and Adams 2006).
+
+A shadow table stands for one table of the guest's as one mode of the guest's sees it, so processes that share a table
+share its shadow, and it is kept while `satp` changes. Entry n of a shadow follows from entry n of the guest's table:
+while it has a shadow the guest's table cannot be written directly, and a write to it drops what followed from those
+bytes. Where the guest maps a large page, or does not translate at all, the shadows beneath stand for no table.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ringfence.isa.paging import ACCESSED, DIRTY, USER, R, V, W, X
+from ringfence.machine.memory import FRAME, Ram
+
+RIGHTS = R | W | X
+SUPERPAGE = 512 * FRAME
+DEEPEST = 6
+"""The most tables that one page needs."""
+_LEAF = V | USER | ACCESSED | DIRTY
+
+
+class Key(NamedTuple):
+    """What a shadow table stands for. `at`: the offset in the guest's memory of its table, or, where there is none, of
+    the first byte that is mapped, with `rights` in every page.
+    """
+
+    at: int
+    level: int
+    mode: int
+    rights: int | None
+
+
+class Table:
+    """A shadow table in the host's memory, at offset `place`."""
+
+    __slots__ = ("children", "key", "leaves", "parents", "place")
+
+    def __init__(self, key: Key, place: int) -> None:
+        self.key, self.place = key, place
+        self.leaves: dict[int, int] = {}
+        """entry: the offset in the guest's memory of the page that it maps"""
+        self.children: dict[int, Table] = {}
+        self.parents: set[tuple[Table, int]] = set()
+
+
+class Shadows:
+    """The shadow tables of one virtual machine, in frames of `host`, which `frame` gives and `give_back` takes. There
+    are at most `most`.
+    """
+
+    def __init__(self, host: Ram, frame: Callable[[], int], give_back: Callable[[int], None], most: int) -> None:
+        self.host, self._frame, self._give_back, self._most = host, frame, give_back, most
+        self._tables: dict[Key, Table] = {}
+        self.traced: dict[int, list[Table]] = {}
+        """The frames (by offset) of the guest's memory that have shadows."""
+        self._mapped: dict[int, set[tuple[Table, int]]] = defaultdict(set)
+        """The entries that map a page (by offset), of any size."""
+        self._regions: Counter[int] = Counter()
+
+    def table(self, key: Key) -> Table:
+        """The shadow table, made where there is none. Raises OutOfMemory."""
+        found = self._tables.get(key)
+        if found is None:
+            place = self._frame()
+            found = self._tables[key] = Table(key, place)
+            if key.rights is None:
+                if key.at not in self.traced:
+                    self.traced[key.at] = []
+                    self._regions[key.at & -SUPERPAGE] += 1
+                    self.forget(key.at)  # it is mapped to be written, perhaps
+                self.traced[key.at].append(found)
+        return found
+
+    def another(self) -> Shadows:
+        """For one machine more, on the same host."""
+        return Shadows(self.host, self._frame, self._give_back, self._most)
+
+    @property
+    def full(self) -> bool:
+        """There may be too many before one more page is mapped."""
+        return len(self._tables) + DEEPEST > self._most
+
+    def whole(self, at: int) -> bool:
+        """Whether nothing in the superpage at an offset of the guest's memory has a shadow."""
+        return not self._regions[at & -SUPERPAGE]
+
+    def link(self, table: Table, n: int, child: Table) -> None:
+        """Entry `n` leads to `child`."""
+        if table.children.get(n) is not child:
+            self.clear(table, n)
+            table.children[n] = child
+            child.parents.add((table, n))
+            self._write(table, n, (self.host.base + child.place) // FRAME << 10 | V)
+
+    def map(self, table: Table, n: int, at: int, to: int, rights: int) -> None:
+        """Entry `n` maps the page at offset `at` of the guest's memory, which is at offset `to` of the host's."""
+        if n in table.children or table.leaves.get(n, at) != at:
+            self.clear(table, n)
+        table.leaves[n] = at
+        self._mapped[at].add((table, n))
+        self._write(table, n, (self.host.base + to) // FRAME << 10 | _LEAF | rights)
+
+    def clear(self, table: Table, n: int) -> None:
+        """Entry `n` maps nothing."""
+        child = table.children.pop(n, None)
+        if child is not None:
+            child.parents.discard((table, n))
+        else:
+            at = table.leaves.pop(n, None)
+            if at is None:
+                return
+            self._mapped[at].discard((table, n))
+        self._write(table, n, 0)
+
+    def forget(self, at: int) -> None:
+        """No entry maps the frame at an offset of the guest's memory any more."""
+        for first in {at, at & -SUPERPAGE}:
+            for table, n in list(self._mapped.get(first, ())):
+                if first == at or table.key.level:
+                    self.clear(table, n)
+
+    def written(self, at: int, length: int) -> None:
+        """Bytes of the guest's memory, all in one frame that has shadows, have changed."""
+        for table in list(self.traced.get(at & -FRAME, ())):
+            for n in range((at & FRAME - 1) >> 3, ((at & FRAME - 1) + length - 1 >> 3) + 1):
+                self.clear(table, n)
+
+    def untrace(self, frame: int) -> None:
+        """The frame is no table of the guest's any more."""
+        if frame in self.traced:
+            self._regions[frame & -SUPERPAGE] -= 1
+        for table in self.traced.pop(frame, ()):
+            for n in [*table.leaves, *table.children]:
+                self.clear(table, n)
+            for parent, n in list(table.parents):
+                self.clear(parent, n)
+            del self._tables[table.key]
+            self._give_back(table.place)
+
+    def drop(self) -> None:
+        """There are no shadow tables."""
+        for table in self._tables.values():
+            for n in (*table.leaves, *table.children):
+                self._write(table, n, 0)
+            self._give_back(table.place)
+        self._tables.clear()
+        self.traced.clear()
+        self._mapped.clear()
+        self._regions.clear()
+
+    def _write(self, table: Table, n: int, entry: int) -> None:
+        self.host.write(self.host.base + table.place + 8 * n, entry.to_bytes(8, "little"))

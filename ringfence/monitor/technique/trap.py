@@ -1,0 +1,274 @@
+"""Trap and emulate: every mode of the guest runs in the host machine's user mode (Popek and Goldberg 1974; VM/370).
+
+What is innocuous executes directly on a hart that the host machine lends, under shadow page tables. What is sensitive
+traps there, and its row is applied to the virtual hart: that is one step of the reference reading, as are an access to
+a device, an exception of the guest's own and a write to one of its page tables. Between two of those the virtual
+hart's registers are in the hart that is lent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from ringfence.isa import pmp
+from ringfence.isa.paging import DIRTY, MODES, PPN, USER, Access, R, W, X
+from ringfence.isa.trap import Cause, M, S, Status, U
+from ringfence.machine.engine.reference import Trap
+from ringfence.machine.hart import FIELDS, Hart
+from ringfence.machine.launch import Trapped, user_hart
+from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
+from ringfence.monitor.map import ALL, GuestRam
+from ringfence.monitor.technique.shadow import RIGHTS, SUPERPAGE, Key, Shadows
+
+if TYPE_CHECKING:
+    from ringfence.machine.clock import Clock
+    from ringfence.machine.machine import Computer, Engine
+
+SHADOW_MODE = 8
+"""satp.MODE of the shadow of memory that the guest does not translate: Sv39."""
+RETIRE = 64
+"""Writes to a page table of the guest's that no walk has used since, before it counts as one no more."""
+_PAGE = {Cause.FETCH_PAGE: Access.FETCH, Cause.LOAD_PAGE: Access.LOAD, Cause.STORE_PAGE: Access.STORE}
+_RIGHT = {Access.FETCH: EXECUTE, Access.LOAD: READ, Access.STORE: WRITE}
+_PTE = {Access.FETCH: X, Access.LOAD: R, Access.STORE: W}
+_NONE = (1 << 64) - 1
+
+_REGISTERS = slice(0, (FIELDS["pc"].offset >> 3) + 1)
+_FLOAT = slice(FIELDS["fflags"].offset >> 3, (FIELDS["frm"].offset >> 3) + 1)
+_PC, _PRIV, _MSTATUS, _SATP, _RESERVATION = (
+    FIELDS[name].offset >> 3 for name in ("pc", "priv", "mstatus", "satp", "reservation")
+)
+_FS = 3 << Status.FS
+
+
+class TrapAndEmulate:
+    """An engine (machine.Engine) for a virtual machine on `host`, in which its memory is by `ram`."""
+
+    def __init__(self, computer: Computer, ram: GuestRam, host: Computer, shadows: Shadows) -> None:
+        self._computer, self._ram, self._host, self._shadows = computer, ram, host, shadows
+        ram.shadows = shadows
+        self._real = [host.engine.lend() for _ in computer.harts]
+        self._owners: dict[int, int] = {}
+        """Pages of the host's memory (by offset) and where in the guest's memory they are, or were."""
+        self._writes: Counter[int] = Counter()
+
+    # machine.Engine
+
+    def run(self, hart: Hart, deadline: int) -> bool:
+        computer = self._computer
+        clock, reference = computer.clock, computer.reference
+        virtual = clock.source == "virtual"
+        while True:
+            if reference.pending(hart):
+                deadline = min(deadline, clock.steps)
+            if not self._go(hart, clock, computer.aclint.offset, deadline):
+                return True
+            if computer.breakpoints and hart.pc in computer.breakpoints:
+                return False
+            check = reference.step(hart)
+            if computer.wanted:
+                return check
+            if check and (
+                clock.steps >= deadline or hart.waiting or hart.stopped or (hart.mip | hart.lines) & hart.mie
+            ):
+                return True
+            if virtual:
+                deadline = min(deadline, clock.next_step())
+            if computer.breakpoints and hart.pc in computer.breakpoints:
+                return check
+
+    def kick(self) -> None:
+        self._host.engine.kick()
+
+    def protection(self, hart: Hart) -> None:
+        self._shadows.drop()
+
+    def stops(self, breakpoints: Iterable[int], watched: Sequence[int]) -> None:
+        self._host.engine.stops(breakpoints, watched)
+
+    def virtualize(self, computer: Computer, ram: Ram) -> Engine:
+        """The harts of a machine on this one run as this one's do: deprivileged, under f ∘ f ∘ φ."""
+        assert isinstance(ram, GuestRam)
+        return TrapAndEmulate(computer, ram, self._host, self._shadows.another())
+
+    def lend(self) -> Hart:
+        hart = user_hart(len(self._real))
+        self._real.append(self._host.engine.lend())
+        return hart
+
+    def launch(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> Trapped | None:
+        reference = self._computer.reference
+        while self._go(hart, clock, offset, deadline):
+            if caught := reference.attempt(hart):
+                return Trapped(caught.cause, caught.tval)
+            clock.steps += 1
+            if reference.checked and clock.steps >= deadline:
+                break
+        return None
+
+    # Direct execution
+
+    def _go(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> bool:
+        """Run the hart directly, to a check point that `run` would return at; or, True, to an instruction that is the
+        monitor's.
+        """
+        real, words = self._real[hart.number], hart.words
+        lent, status = real.words, words[_MSTATUS]
+        if words[_PRIV] == M and status >> Status.MPRV & 1 and status >> Status.MPP & 3 != M:
+            return True  # loads and fetches would need two page tables
+        lent[_REGISTERS] = words[_REGISTERS]
+        lent[_FLOAT] = words[_FLOAT]
+        lent[_MSTATUS] = lent[_MSTATUS] & ~_FS | (_FS if status & _FS == _FS else 0)
+        lent[_RESERVATION] = self._real_granule(words[_RESERVATION])
+        lent[_SATP] = self._root(hart)
+        launch = self._host.engine.launch
+        while True:
+            trapped = launch(real, clock, offset, deadline)
+            if trapped is None or trapped.cause not in _PAGE:
+                break
+            if not self._fill(hart, trapped.tval, _PAGE[Cause(trapped.cause)]):
+                break
+            lent[_SATP] = self._root(hart)
+        words[_REGISTERS] = lent[_REGISTERS]
+        words[_FLOAT] = lent[_FLOAT]
+        words[_RESERVATION] = self._virtual_granule(lent[_RESERVATION])
+        return trapped is not None
+
+    def _lies(self, at: int) -> tuple[int, int, int] | None:
+        """(offset in the host's memory, rights, size of the page) by f ∘ f ∘ … of an offset in the guest's."""
+        rights, least = ALL, SUPERPAGE
+        ram: Ram = self._ram
+        while isinstance(ram, GuestRam) and ram is not self._host.ram:
+            found = ram.f.look(at)
+            if found is None:
+                return None
+            to, granted, size = found
+            at, rights, least, ram = to + (at & size - 1), rights & granted, min(least, size), ram.host
+        return at, rights, least
+
+    def _real_granule(self, pa: int) -> int:
+        """Of a reservation, the host's physical address."""
+        found = None if pa == _NONE else self._lies(pa - self._ram.base)
+        return _NONE if found is None else self._host.ram.base + found[0]
+
+    def _virtual_granule(self, pa: int) -> int:
+        """And the guest's."""
+        if pa == _NONE:
+            return pa
+        to = pa - self._host.ram.base
+        for size in (FRAME, SUPERPAGE):
+            at = self._owners.get(to & -size | size)
+            if at is not None:
+                found = self._lies(at | to & size - 1)
+                if found is not None and found[0] == to:
+                    return self._ram.base + (at | to & size - 1)
+        raise AssertionError(f"{pa:#x} is no memory of the guest's")
+
+    # Shadow page tables
+
+    def _root(self, hart: Hart) -> int:
+        """satp of the hart that is lent."""
+        base = self._ram.base
+        satp, mode = hart.satp, _mode(hart)
+        number = satp >> 60
+        if mode is None:
+            number, key = SHADOW_MODE, Key(-base, 2, int(hart.priv == M), RIGHTS)
+        elif 0 <= (at := ((satp & PPN) << 12) - base) < self._ram.size:
+            key = Key(at, MODES[number] - 1, mode, None)
+        else:  # no walk begins there
+            key = Key(0, MODES[number] - 1, 0, 0)
+        return number << 60 | (self._host.ram.base + self._shadows.table(key).place) // FRAME
+
+    def _fill(self, hart: Hart, va: int, access: Access) -> bool:
+        """Map the page of `va`. False: the access is the monitor's."""
+        ram, shadows, reference = self._ram, self._shadows, self._computer.reference
+        try:
+            pa, trail, machine = reference.walk(hart, va, access)
+        except Trap:  # it is the guest's own
+            return False
+        at = pa - ram.base & -FRAME
+        if not 0 <= at < ram.size:
+            return False
+        granted = reference.permission(hart, ram.base + at, FRAME, machine)
+        for entry in trail:
+            self._writes.pop(entry & -FRAME, None)
+        if access is Access.STORE and at in shadows.traced:
+            self._writes[at] += 1
+            if self._writes[at] <= RETIRE:
+                return False
+            shadows.untrace(at)
+        if shadows.full:
+            shadows.drop()
+        ram.place(at, _RIGHT[access])
+
+        mode = _mode(hart)
+        if mode is None:
+            level, rights = 2, RIGHTS
+            table = shadows.table(Key(-ram.base, 2, int(machine), RIGHTS))
+        else:
+            level = MODES[hart.satp >> 60] - 1
+            table = shadows.table(Key(trail[0] & -FRAME, level, mode, None))
+            for entry, below in pairwise(trail):
+                level -= 1
+                child = shadows.table(Key(below & -FRAME, level, mode, None))
+                shadows.link(table, (entry & FRAME - 1) >> 3, child)
+                table = child
+            rights = _rights(int.from_bytes(ram.peek(trail[-1], 8), "little"), mode)
+        while True:
+            size = FRAME << 9 * level
+            n = va // size & 511
+            first = pa - ram.base & -size
+            if level == 0 or (level == 1 and self._maps_whole(hart, first, machine, granted)):
+                break
+            child = shadows.table(Key(first, level - 1, int(machine), rights))
+            shadows.link(table, n, child)
+            table, level = child, level - 1
+        found = self._lies(first)
+        assert found is not None
+        to, given, _ = found
+        rights &= (
+            (R if granted & pmp.R and given & READ else 0)
+            | (X if granted & pmp.X and given & EXECUTE else 0)
+            | (W if granted & pmp.W and given & WRITE and first not in shadows.traced else 0)
+        )
+        if not rights & R:
+            rights &= ~W
+        if not rights & _PTE[access]:
+            return False
+        self._owners[to | size] = first
+        shadows.map(table, n, first, to, rights)
+        return True
+
+    def _maps_whole(self, hart: Hart, first: int, machine: bool, granted: int) -> bool:
+        """Whether one large page can map the superpage at an offset of the guest's memory."""
+        ram = self._ram
+        if first < 0 or first + SUPERPAGE > ram.size or not self._shadows.whole(first):
+            return False
+        found = self._lies(first)
+        if found is None or found[2] != SUPERPAGE or found[0] % SUPERPAGE:
+            return False
+        return self._computer.reference.permission(hart, ram.base + first, SUPERPAGE, machine) == granted
+
+
+def _mode(hart: Hart) -> int | None:
+    """The guest's mode as far as what it may access depends on it; None where it does not translate."""
+    priv, status = hart.priv, hart.mstatus
+    if priv == M or not hart.satp >> 60:
+        return None
+    lent_user_pages = priv == S and status >> Status.SUM & 1
+    return priv | lent_user_pages << 2 | (status >> Status.MXR & 1) << 3
+
+
+def _rights(pte: int, mode: int) -> int:
+    """What a leaf of the guest's lets it do in a mode, in user mode."""
+    user = pte & USER != 0
+    own = user if mode & 3 == U else not user
+    data = own or mode >> 2 & 1
+    rights = pte & X if own else 0
+    if data:
+        rights |= pte & R or (R if pte & X and mode >> 3 & 1 else 0)
+        rights |= pte & W if pte & DIRTY else 0
+    return rights
