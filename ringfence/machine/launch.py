@@ -12,6 +12,9 @@ from ringfence.isa import pmp
 from ringfence.isa.trap import U
 from ringfence.machine.hart import SIZE, Hart
 
+SPACE = -1
+"""In place of an exception: the virtual hart's mode has changed, and its page tables are to be told."""
+
 
 class Trapped(NamedTuple):
     """An exception: its code in mcause, and what mtval would be."""

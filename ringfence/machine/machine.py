@@ -90,8 +90,18 @@ class Engine(Protocol):
         """What runs the harts of a virtual machine whose memory is `ram`, as this runs those of its own machine."""
         ...
 
-    def lend(self) -> Hart:
-        """A hart's user mode, for a monitor to launch (`machine.launch`)."""
+    def lend(self, virtual: Hart | None = None) -> Hart:
+        """A hart's user mode, for a monitor to launch (`machine.launch`). Privileged instructions may be applied to
+        `virtual` at once, where nobody else has to know of them.
+        """
+        ...
+
+    def space(self, hart: Hart, satp: int) -> None:
+        """What `satp` of a lent hart is to be while its virtual hart's mode and satp are what they are now."""
+        ...
+
+    def forget_spaces(self, hart: Hart) -> None:
+        """`space` told nothing yet."""
         ...
 
     def launch(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> Trapped | None:

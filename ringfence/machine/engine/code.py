@@ -45,12 +45,19 @@ def _source() -> bytes:
 def module(g: Geometry) -> str:
     """The engine in textual IR."""
     import ringfence.isa  # noqa: F401
-    from ringfence.machine.engine import decoder, derived, handlers, kernel, llvm, x86_64
+    from ringfence.machine.engine import decoder, derived, handlers, interpreter, kernel, llvm, x86_64
     from ringfence.machine.engine.emit import OFFSETS
 
     text, symbols = handlers.functions(g)
     host = x86_64.functions(*(OFFSETS[n] for n in ("control", "host_control", "fflags", "frm")))
-    parts = (host, derived.functions(g), kernel.functions(g), text, decoder.functions(g, symbols))
+    parts = (
+        host,
+        derived.functions(g),
+        kernel.functions(g),
+        interpreter.functions(g),
+        text,
+        decoder.functions(g, symbols),
+    )
     return "\n".join([f'target triple = "{llvm.triple()}"', *parts])
 
 

@@ -245,6 +245,8 @@ class Handler(Emit):
     length: int
     near: str
     twin: str | None
+    interpreter: str | None = None
+    """The handler that applies the row to a virtual hart, where the hart has one and may not execute it."""
     check: bool
     again: bool
     transfer: tuple[str, Word | None]
@@ -270,6 +272,8 @@ class Handler(Emit):
         raise Ended
 
     def leave(self, action: int) -> NoReturn:
+        if (interpreter := self.interpreter) is not None:
+            self.when(self.field("virtual") != 0, lambda: self.tail(f"@{interpreter}"))
         self.set_field("action", Int(action))
         self.tail("@leave")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
 from ringfence.isa.spec import COMPRESSED, ISA, Insn
 from ringfence.machine.engine.emit import SIGNATURE, Ended, Handler
+from ringfence.machine.engine.interpreter import Interpreter
 from ringfence.machine.engine.layout import LINKS, Geometry
 from ringfence.word import Int, Ir, Word
 
@@ -143,6 +145,8 @@ def handler(
 ) -> str | None:
     """Its text; None: it is wholly the reference's."""
     h = Handler(g, v.length, str(v.kind) if branches(v.row) else "far", twin)
+    if "h" in v.row.params:
+        h.interpreter = virtual(v)
     last = Ir("%last", 64, h.b)
     known: dict[str, Word] = {name: last for name in ("rs1", "rs2") if operand in (name, "both")}
     try:
@@ -169,6 +173,19 @@ def _distance(symbol: str | None) -> str:
     return f"i32 trunc (i64 sub (i64 ptrtoint (ptr @{symbol} to i64), i64 ptrtoint (ptr @decode to i64)) to i32)"
 
 
+def interpreter(g: Geometry, v: Variant) -> str:
+    """The text of a privileged row for virtual harts."""
+    h = Interpreter(g, v.length)
+    with suppress(Ended):
+        h.write(v.row, _meaning(h, v))
+        h.finish()
+    return h.text(f"internal preserve_nonecc i64 @{virtual(v)}{SIGNATURE} nounwind")
+
+
+def virtual(v: Variant) -> str:
+    return f"v_{v.symbol}"
+
+
 def functions(g: Geometry) -> tuple[str, set[str]]:
     """All handlers in textual IR, and the symbols that a record may begin with."""
     parts, symbols = [], set()
@@ -179,6 +196,8 @@ def functions(g: Geometry) -> tuple[str, set[str]]:
                 continue
             parts.append(text)
             symbols.add(v.symbol)
+            if "h" in row.params:
+                parts.append(interpreter(g, v))
             if twin and (text := handler(g, v, None, "_slow")):
                 parts.append(text)
             for operand in operands_linked(v):

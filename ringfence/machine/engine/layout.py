@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from ringfence.machine.hart import SIZE, table
 
+SPACES = 16
+"""Modes of a virtual hart for which its page tables are known."""
 SLOTS = 16
 """Regimes that a TLB keeps."""
 ENTRY = 16
@@ -65,6 +67,11 @@ FIELDS = table(
         ("permissions", 1),  # a byte a frame: R W X below M in bits 0 to 2, in M in bits 4 to 6
         ("machine", 1),
         ("lent", 1),  # to a monitor, whom its traps go to
+        ("virtual", 1),  # the block of the virtual hart that its privileged instructions are applied to; 0: none
+        ("emulated", 1),  # how many were
+        ("space_key", 1),  # the virtual hart's mode, where its page tables are to be told; 0: they are known
+        ("space_keys", SPACES),
+        ("spaces", SPACES),  # satp
         ("scratch", 8),  # records of the instruction across a page's end
         ("data_keys", SLOTS),
         ("data_turn", 1),  # behind the keys: the number of the slot to give up next
@@ -112,6 +119,7 @@ class Action:
     PLAIN = 7  # the bare machine's frame `cause` is to be plain again
     FAULT = 8  # f does not give the right `tval` to the machine's frame `cause`
     LENT = 9  # an exception of a hart that is lent to a monitor
+    SPACE = 10  # and which page tables its virtual hart has now
 
 
 class Geometry:

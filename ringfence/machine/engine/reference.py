@@ -545,7 +545,7 @@ class ReferenceEngine:
             if hart.pc in breakpoints:
                 return computer.reference.checked
 
-    def lend(self) -> Hart:
+    def lend(self, virtual: Hart | None = None) -> Hart:
         self._lent += 1
         return user_hart(len(self._computer.harts) + self._lent - 1)
 
@@ -561,6 +561,12 @@ class ReferenceEngine:
             if (reference.checked and clock.steps >= deadline) or self._kicked:
                 self._kicked = False
                 return None
+
+    def space(self, hart: Hart, satp: int) -> None:
+        pass
+
+    def forget_spaces(self, hart: Hart) -> None:
+        pass
 
     def kick(self) -> None:
         self._kicked = True

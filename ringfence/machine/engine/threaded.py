@@ -11,7 +11,7 @@ from ringfence.machine.engine import code, layout
 from ringfence.machine.engine.layout import WATCHED_PAGES, Action
 from ringfence.machine.engine.native import CODE_BYTES, INDEX, MACHINE, Native, anonymous, host_address
 from ringfence.machine.hart import Hart
-from ringfence.machine.launch import Trapped, user_hart
+from ringfence.machine.launch import SPACE, Trapped, user_hart
 from ringfence.machine.memory import FRAME, Ram
 
 if TYPE_CHECKING:
@@ -108,11 +108,25 @@ class Threaded:
     def virtualize(self, computer: Computer, ram: Ram) -> Threaded:
         return Threaded(computer, native=self.native, places=ram.composed)
 
-    def lend(self) -> Hart:
+    def lend(self, virtual: Hart | None = None) -> Hart:
         hart = user_hart(len(self._harts))
         self._add(hart)
         hart.words[INDEX["lent"]] = 1
+        if virtual is not None:
+            block = anonymous(4096)
+            virtual.move(memoryview(block))
+            hart.words[INDEX["virtual"]] = host_address(block)
         return hart
+
+    def space(self, hart: Hart, satp: int) -> None:
+        words = hart.words
+        n = next((n for n in range(layout.SPACES) if not words[INDEX["space_keys"] + n]), 0)
+        words[INDEX["space_keys"] + n] = words[INDEX["space_key"]]
+        words[INDEX["spaces"] + n] = satp
+
+    def forget_spaces(self, hart: Hart) -> None:
+        for n in range(layout.SPACES):
+            hart.words[INDEX["space_keys"] + n] = 0
 
     def launch(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> Trapped | None:
         words, address = hart.words, self._addresses[hart.number]
@@ -127,6 +141,8 @@ class Threaded:
             clock.steps = words[_STEPS]
             if action == Action.LENT:
                 return Trapped(words[INDEX["cause"]], words[INDEX["tval"]])
+            if action == Action.SPACE:
+                return Trapped(SPACE, 0)
             if action == Action.EMULATE:
                 if caught := reference.attempt(hart):
                     return Trapped(caught.cause, caught.tval)

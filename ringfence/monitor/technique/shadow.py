@@ -59,6 +59,8 @@ class Shadows:
         self._mapped: dict[int, set[tuple[Table, int]]] = defaultdict(set)
         """The entries that map a page (by offset), of any size."""
         self._regions: Counter[int] = Counter()
+        self.on_free: Callable[[], None] = lambda: None
+        """Called when a table is no more."""
 
     def table(self, key: Key) -> Table:
         """The shadow table, made where there is none. Raises OutOfMemory."""
@@ -139,6 +141,7 @@ class Shadows:
                 self.clear(parent, n)
             del self._tables[table.key]
             self._give_back(table.place)
+            self.on_free()
 
     def drop(self) -> None:
         """There are no shadow tables."""
@@ -150,6 +153,7 @@ class Shadows:
         self.traced.clear()
         self._mapped.clear()
         self._regions.clear()
+        self.on_free()
 
     def _write(self, table: Table, n: int, entry: int) -> None:
         self.host.write(self.host.base + table.place + 8 * n, entry.to_bytes(8, "little"))

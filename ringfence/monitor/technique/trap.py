@@ -18,7 +18,7 @@ from ringfence.isa.paging import DIRTY, MODES, PPN, USER, Access, R, W, X
 from ringfence.isa.trap import Cause, M, S, Status, U
 from ringfence.machine.engine.reference import Trap
 from ringfence.machine.hart import FIELDS, Hart
-from ringfence.machine.launch import Trapped, user_hart
+from ringfence.machine.launch import SPACE, Trapped, user_hart
 from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
 from ringfence.monitor.map import ALL, GuestRam
 from ringfence.monitor.technique.shadow import RIGHTS, SUPERPAGE, Key, Shadows
@@ -50,7 +50,8 @@ class TrapAndEmulate:
     def __init__(self, computer: Computer, ram: GuestRam, host: Computer, shadows: Shadows) -> None:
         self._computer, self._ram, self._host, self._shadows = computer, ram, host, shadows
         ram.shadows = shadows
-        self._real = [host.engine.lend() for _ in computer.harts]
+        self._real = [host.engine.lend(hart) for hart in computer.harts]
+        shadows.on_free = self._forget_spaces
         self._owners: dict[int, int] = {}
         """Pages of the host's memory (by offset) and where in the guest's memory they are, or were."""
         self._writes: Counter[int] = Counter()
@@ -94,7 +95,7 @@ class TrapAndEmulate:
         assert isinstance(ram, GuestRam)
         return TrapAndEmulate(computer, ram, self._host, self._shadows.another())
 
-    def lend(self) -> Hart:
+    def lend(self, virtual: Hart | None = None) -> Hart:
         hart = user_hart(len(self._real))
         self._real.append(self._host.engine.lend())
         return hart
@@ -109,6 +110,16 @@ class TrapAndEmulate:
                 break
         return None
 
+    def space(self, hart: Hart, satp: int) -> None:
+        pass
+
+    def forget_spaces(self, hart: Hart) -> None:
+        pass
+
+    def _forget_spaces(self) -> None:
+        for real in self._real:
+            self._host.engine.forget_spaces(real)
+
     # Direct execution
 
     def _go(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> bool:
@@ -117,8 +128,8 @@ class TrapAndEmulate:
         """
         real, words = self._real[hart.number], hart.words
         lent, status = real.words, words[_MSTATUS]
-        if words[_PRIV] == M and status >> Status.MPRV & 1 and status >> Status.MPP & 3 != M:
-            return True  # loads and fetches would need two page tables
+        if _mixed(hart):
+            return True
         lent[_REGISTERS] = words[_REGISTERS]
         lent[_FLOAT] = words[_FLOAT]
         lent[_MSTATUS] = lent[_MSTATUS] & ~_FS | (_FS if status & _FS == _FS else 0)
@@ -127,9 +138,15 @@ class TrapAndEmulate:
         launch = self._host.engine.launch
         while True:
             trapped = launch(real, clock, offset, deadline)
-            if trapped is None or trapped.cause not in _PAGE:
+            if trapped is None:
                 break
-            if not self._fill(hart, trapped.tval, _PAGE[Cause(trapped.cause)]):
+            if trapped.cause == SPACE:
+                if _mixed(hart):
+                    break
+                lent[_SATP] = root = self._root(hart)
+                self._host.engine.space(real, root)
+                continue
+            if trapped.cause not in _PAGE or not self._fill(hart, trapped.tval, _PAGE[Cause(trapped.cause)]):
                 break
             lent[_SATP] = self._root(hart)
         words[_REGISTERS] = lent[_REGISTERS]
@@ -251,6 +268,12 @@ class TrapAndEmulate:
         if found is None or found[2] != SUPERPAGE or found[0] % SUPERPAGE:
             return False
         return self._computer.reference.permission(hart, ram.base + first, SUPERPAGE, machine) == granted
+
+
+def _mixed(hart: Hart) -> bool:
+    """Loads and fetches would need page tables of their own: MPRV in M-mode."""
+    status = hart.mstatus
+    return hart.priv == M and status >> Status.MPRV & 1 == 1 and status >> Status.MPP & 3 != M
 
 
 def _mode(hart: Hart) -> int | None:
