@@ -52,6 +52,8 @@ class TrapAndEmulate:
         ram.shadows = shadows
         self._real = [host.engine.lend(hart) for hart in computer.harts]
         shadows.on_free = self._forget_spaces
+        self._satp: dict[int, int] = {}
+        """What satp of a hart that is lent on was, by that of the one that is lent for it."""
         self._owners: dict[int, int] = {}
         """Pages of the host's memory (by offset) and where in the guest's memory they are, or were."""
         self._writes: Counter[int] = Counter()
@@ -65,7 +67,7 @@ class TrapAndEmulate:
         while True:
             if reference.pending(hart):
                 deadline = min(deadline, clock.steps)
-            if not self._go(hart, clock, computer.aclint.offset, deadline):
+            if self._go(hart, clock, computer.aclint.offset, deadline) is None:
                 return True
             if computer.breakpoints and hart.pc in computer.breakpoints:
                 return False
@@ -97,12 +99,14 @@ class TrapAndEmulate:
 
     def lend(self, virtual: Hart | None = None) -> Hart:
         hart = user_hart(len(self._real))
-        self._real.append(self._host.engine.lend())
+        self._real.append(self._host.engine.lend(virtual))
         return hart
 
     def launch(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> Trapped | None:
         reference = self._computer.reference
-        while self._go(hart, clock, offset, deadline):
+        while trapped := self._go(hart, clock, offset, deadline):
+            if trapped.cause == SPACE:
+                return trapped
             if caught := reference.attempt(hart):
                 return Trapped(caught.cause, caught.tval)
             clock.steps += 1
@@ -111,10 +115,13 @@ class TrapAndEmulate:
         return None
 
     def space(self, hart: Hart, satp: int) -> None:
-        pass
+        real, root = self._real[hart.number], self._root(hart)
+        self._satp[root] = satp
+        real.satp = root
+        self._host.engine.space(real, root)
 
     def forget_spaces(self, hart: Hart) -> None:
-        pass
+        self._host.engine.forget_spaces(self._real[hart.number])
 
     def _forget_spaces(self) -> None:
         for real in self._real:
@@ -122,37 +129,43 @@ class TrapAndEmulate:
 
     # Direct execution
 
-    def _go(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> bool:
-        """Run the hart directly, to a check point that `run` would return at; or, True, to an instruction that is the
-        monitor's.
+    def _go(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> Trapped | None:
+        """Run the hart directly, to a check point that `run` would return at; or to an instruction that is the
+        monitor's: why it trapped.
         """
         real, words = self._real[hart.number], hart.words
         lent, status = real.words, words[_MSTATUS]
         if _mixed(hart):
-            return True
+            return Trapped(Cause.ILLEGAL, 0)
+        own = hart.number < len(self._computer.harts)
         lent[_REGISTERS] = words[_REGISTERS]
         lent[_FLOAT] = words[_FLOAT]
         lent[_MSTATUS] = lent[_MSTATUS] & ~_FS | (_FS if status & _FS == _FS else 0)
         lent[_RESERVATION] = self._real_granule(words[_RESERVATION])
-        lent[_SATP] = self._root(hart)
+        self._satp[root := self._root(hart)] = words[_SATP]
+        lent[_SATP] = root
         launch = self._host.engine.launch
         while True:
             trapped = launch(real, clock, offset, deadline)
+            if not own:  # what the virtual hart's monitor told of its modes has come about without us
+                words[_SATP] = self._satp.get(lent[_SATP], words[_SATP])
+                words[_MSTATUS] = words[_MSTATUS] & ~_FS | lent[_MSTATUS] & _FS
             if trapped is None:
                 break
             if trapped.cause == SPACE:
-                if _mixed(hart):
+                if not own or _mixed(hart):
                     break
                 lent[_SATP] = root = self._root(hart)
                 self._host.engine.space(real, root)
                 continue
             if trapped.cause not in _PAGE or not self._fill(hart, trapped.tval, _PAGE[Cause(trapped.cause)]):
                 break
-            lent[_SATP] = self._root(hart)
+            self._satp[root := self._root(hart)] = words[_SATP]
+            lent[_SATP] = root
         words[_REGISTERS] = lent[_REGISTERS]
         words[_FLOAT] = lent[_FLOAT]
         words[_RESERVATION] = self._virtual_granule(lent[_RESERVATION])
-        return trapped is not None
+        return trapped
 
     def _lies(self, at: int) -> tuple[int, int, int] | None:
         """(offset in the host's memory, rights, size of the page) by f ∘ f ∘ … of an offset in the guest's."""
