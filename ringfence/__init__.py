@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ringfence.machine.gdb import Debugger
     from ringfence.machine.stops import Watch
     from ringfence.monitor.monitor import Monitor, nested
+    from ringfence.monitor.vdevice.extent import Extent
     from ringfence.monitor.vm import VirtualMachine
 
 _WHERE = {
@@ -46,6 +47,7 @@ _WHERE = {
     "ringfence.machine.gdb": ("Debugger",),
     "ringfence.machine.stops": ("Watch",),
     "ringfence.monitor.monitor": ("Monitor", "nested"),
+    "ringfence.monitor.vdevice.extent": ("Extent",),
     "ringfence.monitor.vm": ("VirtualMachine",),
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}
@@ -59,6 +61,7 @@ __all__ = [
     "Deadline",
     "Debugger",
     "Exit",
+    "Extent",
     "GiB",
     "Idle",
     "Image",

@@ -103,6 +103,11 @@ class Virt(Computer):
     memory: Memory
     """Physical memory, by slice."""
 
+    @property
+    def disks(self) -> list[Disk]:
+        """What its block devices stand on, by slot."""
+        return [slot.disk for slot in self.slots if isinstance(slot, VirtioBlk)]
+
     def virtual(self, hart: int = 0) -> VirtualMemory:
         """Memory as this hart's translation shows it, by slice."""
         return VirtualMemory(self, self.harts[hart])

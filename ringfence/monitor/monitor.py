@@ -10,13 +10,15 @@ from ringfence.errors import MachineError, OutOfMemory
 from ringfence.machine.board import RAM, MiB, Virt, assemble, check, virt
 from ringfence.machine.clock import Source
 from ringfence.machine.device.uart16550 import ConsoleOut
-from ringfence.machine.device.virtio_blk import Disk
+from ringfence.machine.device.virtio_blk import SECTOR, Disk
 from ringfence.machine.machine import Computer, Engine
 from ringfence.machine.memory import FRAME, READ
 from ringfence.monitor.allocator import Allocator
 from ringfence.monitor.map import SUPERPAGE, F, GuestRam
 from ringfence.monitor.pager import PagingDisk
 from ringfence.monitor.technique.shadow import Shadows
+from ringfence.monitor.vdevice.extent import Allocation, Extent
+from ringfence.monitor.vdevice.minidisk import Minidisk, Mode, attach
 from ringfence.monitor.vm import VirtualMachine
 
 Technique = Literal["virtualizer", "trap"]
@@ -46,7 +48,8 @@ def nested(
     disks: Sequence[Disk] = (),
     technique: Technique | Sequence[Technique] = "virtualizer",
 ) -> Virt:
-    """A machine with `depth` monitors beneath it, each on the machine that the next one gives; 0: a bare one.
+    """A machine with `depth` monitors beneath it, each on the machine that the next one gives; 0: a bare one. The
+    disks are the bare machine's, and each monitor gives all that its machine has.
 
     `technique`: of all, or of each from the outermost on. Raises MachineError."""
     techniques = [technique] * depth if isinstance(technique, str) else list(technique)
@@ -56,17 +59,20 @@ def nested(
     for _ in range(depth):
         sizes.append(sizes[-1] + overhead(sizes[-1]))
     check(memory, harts, 1, 1, len(disks))
-    machine = virt(sizes.pop(), harts, engine=engine)
+    machine = virt(sizes.pop(), harts, engine=engine, disks=disks)
     while len(sizes) > 1:
-        machine = Monitor(machine).create("guest", sizes.pop(), harts, technique=techniques.pop(0))
-    return Monitor(machine).create(
+        monitor = Monitor(machine)
+        packs = monitor.full_packs()
+        machine = monitor.create("guest", sizes.pop(), harts, disks=packs, technique=techniques.pop(0))
+    monitor = Monitor(machine)
+    return monitor.create(
         "guest",
         memory,
         harts,
         clock=clock,
         seed=seed,
         console=console,
-        disks=disks,
+        disks=monitor.full_packs(),
         technique=techniques.pop(0),
     )
 
@@ -83,6 +89,25 @@ class Monitor:
         self._allocator = Allocator(machine.ram)
         self._tables = 0
         self._disk = PagingDisk(paging)
+        self._extents = Allocation(machine.disks)
+
+    def minidisk(
+        self, *extents: Extent, mode: Mode = "rw", delta: Extent | None = None, serial: bytes = b""
+    ) -> Minidisk:
+        """A disk for a machine, for `create`: extents of this machine's disks side by side. It takes them when it is
+        given to the machine. `mode` and `delta`: as `Minidisk` says. `serial`: its name as the guest reads it.
+
+        Raises MachineError."""
+        return Minidisk(self._extents, extents, mode, delta, serial)
+
+    def full_packs(self) -> list[Minidisk]:
+        """A minidisk for each of this machine's disks, and as large."""
+        return [
+            self.minidisk(
+                Extent(0, disk.size // SECTOR * SECTOR, n), mode="ro" if disk.readonly else "rw", serial=disk.serial
+            )
+            for n, disk in enumerate(self.machine.disks)
+        ]
 
     def create(
         self,
@@ -102,6 +127,7 @@ class Monitor:
         technique: Technique = "virtualizer",
     ) -> VirtualMachine:
         """A virtual machine, as `virt` makes a bare one. It has the first `resident` bytes of its memory at all times.
+        Minidisks among `disks` are its own until `vdevice.minidisk.release`.
 
         Raises MachineError."""
         if name in self.guests or not name or "/" in name:
@@ -137,9 +163,13 @@ class Monitor:
         vm.paged = {}
         try:
             self._reserve(vm)
+            attach(name, self._extents, disks)
         except OutOfMemory:
             self._release(vm)
             raise MachineError(f"{resident // MiB} MiB of resident memory are more than is free") from None
+        except MachineError:
+            self._release(vm)
+            raise
         self.guests[name] = vm
         return vm
 

@@ -408,6 +408,20 @@ def test_virtio_blk_serves_a_large_request_in_parts() -> None:
     assert driver.memory.read(DATA, 0x1_8000) == driver.disk.data[SECTOR : SECTOR + 0x1_8000]
 
 
+def test_virtio_blk_writes_a_large_request_in_few_parts() -> None:
+    """As many as its bytes need, not as many as it has segments, and in their order."""
+    driver = Driver()
+    written: list[tuple[int, bytes]] = []
+    driver.disk.write = lambda offset, data: written.append((offset, data))  # type: ignore[method-assign]
+    data = bytes(range(256)) * 96 * 4
+    driver.memory.write(DATA, data)
+    segments = [(DATA + 3 * n, 3) for n in range(100)] + [(DATA + 300, len(data) - 300)]
+    assert driver.request(T_OUT, 3, segments, indirect=True)[0] == S_OK
+    assert [len(part) for _, part in written] == [mmio.CHUNK, len(data) - mmio.CHUNK]
+    assert [offset for offset, _ in written] == [3 * SECTOR, 3 * SECTOR + mmio.CHUNK]
+    assert b"".join(part for _, part in written) == data
+
+
 def test_virtio_reset_forgets_everything() -> None:
     """Writing 0 to Status cancels what is pending, lowers the line and takes the queue out of use."""
     driver = Driver()
