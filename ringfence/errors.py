@@ -5,6 +5,7 @@
         MirrorError     125  the mirror cannot be reached, or must not be believed
           BadAddress    2    what was given as a mirror is no address of one
         NoSuchImage     127  no image has that name
+        DamagedImage    125  an image's files are not those that were made
       MachineError      2    a machine cannot be made as asked
       NotBootable       126  what was given cannot be booted
       ConsoleError      125  a guest did not print what was expected of it
@@ -41,6 +42,13 @@ class NoSuchImage(ImageError):
     """Neither the catalog nor the cache directory has an image of that name."""
 
     status: ClassVar[int] = 127
+
+
+class DamagedImage(ImageError):
+    """An image is on this host, and its files are not those that were made."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the image {name} is damaged: `ringfence image pull {name}` makes it again")
 
 
 class MachineError(RingfenceError):

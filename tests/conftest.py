@@ -1,6 +1,7 @@
 """Fixtures for guest images: an archive on the loopback device, the network's, and Debian's image."""
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,20 @@ from ringfence.guest import mirror
 from ringfence.guest.archive import Release, find_release
 from ringfence.guest.catalog import entry
 from ringfence.guest.image import Image, Store
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """Fails a test that hangs."""
+
+    def fail(number: int, frame: object) -> None:
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

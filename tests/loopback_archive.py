@@ -125,6 +125,8 @@ class Faults:
     stall: dict[str, int] = field(default_factory=dict)
     """After how many bytes to send nothing more, and say so by `stalled`."""
     status: dict[str, int] = field(default_factory=dict)
+    reason: str | None = None
+    """What stands behind such a status."""
     ranges: bool = True
     stalled: threading.Event = field(default_factory=threading.Event)
     resume: threading.Event = field(default_factory=threading.Event)
@@ -213,7 +215,7 @@ class Mirror:
                 mirror.requests.append((self.path, start))
                 file = mirror.root / self.path.removeprefix("/debian/")
                 if end in faults.status or not file.is_file():
-                    self.send_error(faults.status.get(end, 404))
+                    self.send_error(faults.status.get(end, 404), faults.reason)
                     return
                 data = file.read_bytes()
                 self.send_response(206 if start else 200)

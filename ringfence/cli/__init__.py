@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 USAGE, OURS, INTERRUPTED, PIPE = 2, 125, 130, 141
 """Exit statuses; `ringfence run --help` lists them all."""
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         status = status if isinstance(status, int) else 0
         sys.stdout.flush()
     except BaseException as error:
-        status = _explain(error)
+        status = explain(error)
     sys.exit(status)
 
 
@@ -47,7 +49,7 @@ def _standard_streams() -> None:
             setattr(sys, name, os.fdopen(fd, mode))
 
 
-def _explain(error: BaseException) -> int:
+def explain(error: BaseException) -> int:
     """Say what went wrong as one sentence on standard error; the status."""
     import click
 
@@ -58,7 +60,7 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return _say(error.format_message(), USAGE, "")
     if isinstance(error, click.UsageError):
-        return _say(error.format_message().rstrip(".").replace("\n", " "), USAGE)
+        return _say(error.format_message().rstrip("."), USAGE)
     if isinstance(error, click.ClickException):
         return _say(error.format_message(), error.exit_code)
     if isinstance(error, KeyboardInterrupt | click.Abort):
@@ -66,6 +68,9 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         discard_output()
         return PIPE
+    if isinstance(error, OSError) and error.errno in _UNWRITTEN and error.filename is None:
+        discard_output()
+        return _say(f"the output cannot be written: {error.strerror}", OURS)
     if isinstance(error, RingfenceError):
         return _say(str(error), error.status)
     import traceback
@@ -74,9 +79,15 @@ def _explain(error: BaseException) -> int:
     return _say("this is a fault of Ringfence's own, which should be reported", OURS)
 
 
+def printable(text: str) -> str:
+    """The text on one line, with escapes for what a terminal might obey: it may be a mirror's, or a file's name."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _say(text: str, status: int, prefix: str = "ringfence: ") -> int:
+    """A sentence of ours; or, without the prefix, lines."""
     try:
-        print(prefix + text, file=sys.stderr, flush=True)
+        print(prefix + printable(text) if prefix else text, file=sys.stderr, flush=True)
     except OSError:  # nobody listens
         pass
     return status

@@ -13,13 +13,15 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import click
 
+from ringfence.errors import NotBootable
+
 if TYPE_CHECKING:
     from ringfence.cli.session import Limits
+    from ringfence.guest.image import Image
     from ringfence.guest.loader import Program, Source
     from ringfence.machine.board import Virt
     from ringfence.machine.clock import Source as ClockSource
 
-EMBEDDED = "corral"
 SILENCE = 10.0
 PATIENCE = 6
 """Seconds of real time for one of silence."""
@@ -82,6 +84,7 @@ class Guest:
     """What end of input is to it."""
     asks: bool = False
     """It asks for its input."""
+    image: Image | None = None
 
 
 _ASK = ("sh", "-c", r"""stty -ixon crtscts; printf '\005'; exec "$@" """.strip(), "sh")
@@ -208,7 +211,14 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
         console=output,
         disks=[stack.enter_context(disk) for disk in _disks(options["disk"])],
     )
-    program = load(board, guest.kernel, initrd=guest.initrd, append=guest.append, bios=guest.bios)
+    try:
+        program = load(board, guest.kernel, initrd=guest.initrd, append=guest.append, bios=guest.bios)
+    except NotBootable as error:
+        if guest.image is None:
+            raise
+        from ringfence.cli.image import unbootable
+
+        raise unbootable(guest.image, error) from None
     if tree:
         _dump(tree, program)
         return 0
@@ -248,6 +258,7 @@ def _limits(options: dict[str, Any], engine: str) -> Limits:
 
 def _guest(image: str | None, command: tuple[str, ...], person: bool, options: dict[str, Any]) -> Guest:
     from ringfence.cli.console import END_OF_FILE
+    from ringfence.guest.program import CORRAL, EMBEDDED
 
     kernel, initrd, append, bios = (options[name] for name in ("kernel", "initrd", "append", "bios"))
     if kernel is None and bios is not None and bios != "none" and image is None:
@@ -263,41 +274,17 @@ def _guest(image: str | None, command: tuple[str, ...], person: bool, options: d
             raise click.UsageError("the embedded guest runs no command: give it on its console")
         if bios == "none":
             raise click.UsageError("the embedded guest begins in S-mode: --bios none needs a --kernel that does not")
-        return Guest(_embedded(), (), append, bios, END_OF_FILE)
+        return Guest(CORRAL, (), append, bios, END_OF_FILE)
 
+    from ringfence.cli.image import pulled
     from ringfence.guest.image import command_archive
 
-    found = _pulled(image)
+    found = pulled(image)
     line = f"{found.append(command=bool(command))} {append}".strip()
     if person and not command:
-        return Guest(found.kernel, (found.initrd,), line, bios, END_OF_FILE)
+        return Guest(found.kernel, (found.initrd,), line, bios, END_OF_FILE, image=found)
     archive = command_archive(command if person else (*_ASK, *(command or _SCRIPT)), terminal=person)
-    return Guest(found.kernel, (found.initrd, archive), line, bios, END_OF_FILE, asks=not person)
-
-
-def _embedded() -> Path:
-    return Path(__file__).parent.parent / "guest" / "program" / "corral.elf"
-
-
-def _pulled(name: str) -> Any:
-    """The image of that name, made first if it is not here but can be."""
-    from ringfence.errors import NoSuchImage
-    from ringfence.guest.image import Store
-
-    store = Store()
-    try:
-        return store.find(name)
-    except NoSuchImage:
-        from ringfence.guest import mirror
-        from ringfence.guest.catalog import entry
-
-        entry(name)
-        from ringfence.cli import plain_interrupt
-        from ringfence.cli.image import _progress
-
-        plain_interrupt(False)
-        with _progress() as progress:
-            return store.pull(name, mirror.mirrors(None), mirror.keyring(None), progress=progress).image
+    return Guest(found.kernel, (found.initrd, archive), line, bios, END_OF_FILE, asks=not person, image=found)
 
 
 def _disks(paths: Sequence[str]) -> Sequence[Any]:

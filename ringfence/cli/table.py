@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import click
 
-from ringfence.cli import plain_interrupt
+from ringfence.cli import explain, plain_interrupt
 
 COMMANDS = {
     "run": ("ringfence.cli.run", "run", "Boot a guest."),
@@ -17,6 +21,14 @@ COMMANDS = {
 
 class Table(click.Group):
     """The group of `COMMANDS`."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _reader():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _reader():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -32,6 +44,15 @@ class Table(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@contextmanager
+def _reader() -> Iterator[None]:
+    """Where nobody reads the output any more, ends with our status for that; click would end with 1."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        sys.exit(explain(error))
 
 
 @click.command(cls=Table, context_settings={"help_option_names": ["-h", "--help"]})

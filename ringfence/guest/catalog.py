@@ -3,6 +3,7 @@
 import msgspec
 
 from ringfence.errors import NoSuchImage
+from ringfence.guest.program import EMBEDDED
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,10 +32,12 @@ def catalog() -> dict[str, Entry]:
 def entry(name: str) -> Entry:
     """The entry of that name, or NoSuchImage, which says which names there are."""
     known = catalog()
+    if name == EMBEDDED:
+        raise NoSuchImage(f"{name} is built in: there is nothing to pull or to delete")
     if name not in known:
         from difflib import get_close_matches
 
-        near = get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}" if near else f"there is {', '.join(known)}"
+        near = get_close_matches(name, [EMBEDDED, *known], 1)
+        hint = f"did you mean {near[0]}" if near else f"there are {', '.join(known)} and {EMBEDDED}, which is built in"
         raise NoSuchImage(f"no image is called {name!r}: {hint}")
     return known[name]

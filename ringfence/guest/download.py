@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ringfence.errors import ImageError, MirrorError
+from ringfence.guest.file import have_regular
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
+
+    from ringfence.guest.pace import Pace
 
 Progress = Callable[[str, int, int], None]
 """Called with a file's name, the bytes of it that are here, and the bytes that there will be."""
@@ -24,6 +27,7 @@ TIMEOUT = 30.0
 
 _BLOCK = 1 << 18
 _ATTEMPTS = 4
+_BRIEF = 100
 
 
 class _Missing(MirrorError):
@@ -50,7 +54,7 @@ def host(address: str) -> str:
 def read(address: str, limit: int) -> bytes | None:
     """A small file, or None where the mirror has none; MirrorError if it is larger than `limit` bytes."""
     try:
-        with _network(address), _open(address, 0) as response:
+        with _network(address), _open(address, 0, _pace(address)) as response:
             data = response.read(limit + 1)
             if response.length and len(data) <= limit:
                 raise _Broken
@@ -69,11 +73,11 @@ def download(address: str, place: Path, *, size: int, sha256: str, progress: Pro
     Raises MirrorError if the mirror cannot be reached or sends anything but the `size` bytes with that SHA-256 (the
     part is then gone), ImageError if there is no room for it. Any other end leaves the part for the next call.
     """
-    if place.exists() and place.stat().st_size == size and _checksum(place).hexdigest() == sha256:
+    if have_regular(place) and place.stat().st_size == size and _checksum(place).hexdigest() == sha256:
         progress(_name(address), size, size)
         return
     part = place.with_name(place.name + ".part")
-    resumed = part.exists()
+    resumed = have_regular(part)
     _fetch(address, part, size, progress)
     if _checksum(part).hexdigest() != sha256 and resumed:
         # The part may have been spoilt on this host, so the mirror gets to send all of it once.
@@ -88,12 +92,13 @@ def download(address: str, place: Path, *, size: int, sha256: str, progress: Pro
 def _fetch(address: str, part: Path, size: int, progress: Progress) -> None:
     """Fills the part up to `size` bytes, over several connections if they make headway."""
     idle = furthest = 0
+    pace = _pace(address)
     while (before := part.stat().st_size if part.exists() else 0) != size:
         if before > size:
             part.unlink()
             continue
         try:
-            with _network(address), _open(address, before) as response:
+            with _network(address), _open(address, before, pace) as response:
                 _receive(response, part, address, size, progress)
         except (_Broken, _NoSuchPart) as error:
             if isinstance(error, _NoSuchPart):
@@ -153,19 +158,19 @@ def _network(address: str) -> Iterator[None]:
             raise _Missing(f"the mirror {host(address)} does not have {urlsplit(address).path}") from None
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise _NoSuchPart from None
-        raise MirrorError(f"the mirror {host(address)} answers {error.code} {error.reason}") from None
+        raise MirrorError(f"the mirror {host(address)} answers {error.code} {_brief(error.reason)}") from None
     except (http.client.IncompleteRead, ConnectionResetError, TimeoutError) as error:
         raise _Broken from error
     except URLError as error:
         reason = error.reason.strerror if isinstance(error.reason, OSError) else error.reason
-        raise MirrorError(f"the mirror {host(address)} cannot be reached: {reason or error.reason}") from None
+        raise MirrorError(f"the mirror {host(address)} cannot be reached: {_brief(reason or error.reason)}") from None
     except (http.client.HTTPException, OSError, ValueError) as error:  # ValueError: where it redirects to
-        raise MirrorError(f"the mirror {host(address)} does not speak HTTP: {error}") from None
+        raise MirrorError(f"the mirror {host(address)} does not speak HTTP: {_brief(error)}") from None
 
 
 @contextmanager
-def _open(address: str, start: int) -> "Iterator[HTTPResponse]":
-    from urllib.request import Request, urlopen
+def _open(address: str, start: int, pace: "Pace") -> "Iterator[HTTPResponse]":
+    from urllib.request import Request
 
     parts = urlsplit(address)
     user, at, netloc = parts.netloc.rpartition("@")
@@ -174,8 +179,24 @@ def _open(address: str, start: int) -> "Iterator[HTTPResponse]":
         headers["Authorization"] = "Basic " + base64.b64encode(unquote(user).encode()).decode()
     if start:
         headers["Range"] = f"bytes={start}-"
-    with urlopen(Request(urlunsplit(parts._replace(netloc=netloc)), headers=headers), timeout=TIMEOUT) as response:
+    request = Request(urlunsplit(parts._replace(netloc=netloc)), headers=headers)
+    with pace.open(request, TIMEOUT) as response:
         yield response
+
+
+def _pace(address: str) -> "Pace":
+    from ringfence.guest.pace import FLOOR, Pace
+
+    return Pace(
+        f"the mirror {host(address)} sends {_name(address)} at less than {FLOOR} bytes a second:"
+        " try again later, or name another with --mirror"
+    )
+
+
+def _brief(what: object) -> str:
+    """What a mirror said may be as long as it likes."""
+    text = str(what)
+    return text if len(text) <= _BRIEF else text[:_BRIEF] + "..."
 
 
 def _checksum(path: Path) -> "hashlib._Hash":

@@ -9,70 +9,23 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from ringfence.errors import ImageError, MirrorError, NoSuchImage
+from ringfence.errors import DamagedImage, ImageError, MirrorError, NoSuchImage
 from ringfence.guest import catalog, deb
 from ringfence.guest.download import Progress, silent, unwritable
+from ringfence.guest.file import delete
 from ringfence.guest.initramfs import command_archive, initramfs, joined
 from ringfence.guest.kallsyms import symbol_file
+from ringfence.guest.lock import Image, Lock, read_image
 from ringfence.guest.modules import Module, load_order, module_name, read_module
 
 __all__ = ["Image", "Lock", "Pulled", "Store", "cache_directory", "command_archive", "joined"]
-
-
-class Lock(msgspec.Struct, frozen=True):
-    """What an image was made from: the suite's state, its packages, the recipe's digest; and how it is started."""
-
-    image: str
-    suite: str
-    version: str
-    date: datetime
-    packages: tuple[deb.Package, ...]
-    recipe: str
-    append: str
-    append_command: str
-    files: dict[str, str]
-    """The SHA-256 of each file of the image."""
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """A guest that is on this host and can be started."""
-
-    directory: Path
-    """Where its files are; `Store.path` leads here until an update."""
-    lock: Lock
-
-    @property
-    def name(self) -> str:
-        return self.lock.image
-
-    @property
-    def kernel(self) -> Path:
-        """The kernel, a raw RISC-V Image."""
-        return self.directory / "kernel"
-
-    @property
-    def initrd(self) -> Path:
-        """The first file system, a cpio archive; `joined` puts a `command_archive` behind it."""
-        return self.directory / "initrd"
-
-    @property
-    def symbols(self) -> Path:
-        """The kernel's symbols, an ELF file for gdb; there where the kernel has a table of them."""
-        return self.directory / "symbols.elf"
-
-    def append(self, *, command: bool = False) -> str:
-        """The kernel's command line, for a person's shell or for one command whose output is all that shows."""
-        return self.lock.append_command if command else self.lock.append
 
 
 class Pulled(NamedTuple):
@@ -90,33 +43,40 @@ def cache_directory() -> Path:
 class Store:
     """The images in a cache directory; every method raises ImageError where the directory does not allow its work."""
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, *, waiting: Callable[[], None] = lambda: None) -> None:
+        """`waiting` is called once where another process pulls or removes and has to be waited for."""
         root = directory or cache_directory()
         self._images = root / "images"
         self._downloads = root / "downloads"
+        self._waiting = waiting
 
     def find(self, name: str) -> Image:
-        """The image of that name; NoSuchImage if it was never pulled, or is none."""
+        """The image of that name; NoSuchImage if it was never pulled, or is none; DamagedImage if it cannot be used.
+
+        It is looked at quickly: whether its files have their sizes.
+        """
+        if not self._has(name):
+            raise self._absent(name)
         if (image := self._read(name)) is None:
-            catalog.entry(name)
-            raise NoSuchImage(f"the image {name} is not on this host: get it with `ringfence image pull {name}`")
+            raise DamagedImage(name)
         return image
 
     def path(self, name: str) -> Path:
         """The directory of the image by its lasting name; NoSuchImage if it is not there."""
         return self._images / self.find(name).name
 
-    def images(self) -> list[Image]:
-        """The images that are on this host, by name."""
+    def images(self) -> dict[str, Image | None]:
+        """The images that are on this host, by name, read in full; None for one that is damaged."""
         names = sorted(path.name for path in self._images.iterdir()) if self._images.is_dir() else []
-        return [image for name in names if (image := self._read(name)) is not None]
+        return {name: self._read(name, sums=True) for name in names if self._has(name)}
 
     def remove(self, name: str) -> None:
-        """Deletes the image; NoSuchImage if it is not there."""
-        image = self.find(name)
+        """Deletes the image, whatever state it is in; NoSuchImage if it is not there."""
+        if not self._has(name):
+            raise self._absent(name)
         with self._locked():
-            (self._images / name).unlink(missing_ok=True)
-            shutil.rmtree(image.directory, ignore_errors=True)
+            delete(self._images / name)
+            self._sweep()
 
     def pull(
         self,
@@ -127,7 +87,8 @@ class Store:
         update: bool = False,
         progress: Progress = silent,
     ) -> Pulled:
-        """Makes the image from the archive's packages, if it is not there, or with `update` if they are newer now.
+        """Makes the image from the archive's packages, if it is not there or damaged, or with `update` if they are
+        newer now.
 
         MirrorError says what is wrong with the mirror or what it sent; the image that was there before stays.
         """
@@ -135,7 +96,7 @@ class Store:
 
         entry = catalog.entry(name)
         with self._locked():
-            old = self._read(name)
+            old = self._read(name, sums=True)
             if old is not None and not update:
                 return Pulled(old, False)
             self._sweep()
@@ -161,22 +122,27 @@ class Store:
                 append=entry.append,
                 append_command=entry.append_command,
                 files={path: hashlib.sha256(data).hexdigest() for path, data in contents.items()},
+                sizes={path: len(data) for path, data in contents.items()},
             )
             self._install(name, contents, lock)
             self._sweep()
             shutil.rmtree(self._downloads, ignore_errors=True)
         return Pulled(self.find(name), True)
 
-    def _read(self, name: str) -> Image | None:
+    def _has(self, name: str) -> bool:
+        """Whether anything has the place of the image of that name."""
+        return bool(name) and "/" not in name and not name.startswith(".") and os.path.lexists(self._images / name)
+
+    def _absent(self, name: str) -> NoSuchImage:
+        catalog.entry(name)
+        return NoSuchImage(f"the image {name} is not on this host: get it with `ringfence image pull {name}`")
+
+    def _read(self, name: str, *, sums: bool = False) -> Image | None:
+        """The image of that name, where there is one and it is intact."""
         link = self._images / name
-        if "/" in name or name.startswith(".") or not link.is_symlink():
-            return None
         # Resolved once, so that an image in use is one image, whatever is pulled meanwhile.
-        directory = link.resolve()
-        try:
-            return Image(directory, msgspec.json.decode((directory / "lock.json").read_bytes(), type=Lock))
-        except (OSError, msgspec.MsgspecError):
-            return None
+        image = read_image(Path(os.path.realpath(link))) if link.is_symlink() else None
+        return image if image is not None and image.name == name and image.intact(sums=sums) else None
 
     def _install(self, name: str, contents: Mapping[str, bytes], lock: Lock) -> None:
         import tempfile
@@ -193,23 +159,34 @@ class Store:
         link = self._images / f".{name}"
         link.unlink(missing_ok=True)
         link.symlink_to(directory.name)
-        link.replace(self._images / name)
+        place = self._images / name
+        if not place.is_symlink():
+            delete(place)
+        link.replace(place)
 
     def _sweep(self) -> None:
         """Deletes what interrupted pulls left, and what no name leads to any more."""
-        used = {path.resolve() for path in self._images.iterdir() if not path.name.startswith(".")}
+        used = {os.path.realpath(path) for path in self._images.iterdir() if not path.name.startswith(".")}
         for path in self._images.iterdir():
-            if path.name.startswith(".") and path.is_dir() and path.resolve() not in used:
+            if path.name.startswith(".") and path.is_dir() and os.path.realpath(path) not in used:
                 shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Holds the store against other processes that pull or remove."""
+        place = self._images / ".lock"
         try:
             for directory in (self._images, self._downloads):
                 directory.mkdir(parents=True, exist_ok=True)
-            with (self._images / ".lock").open("a") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.lexists(place) and not place.is_file():
+                # Not deleted here: another process may be about to do the same, and then hold a file that is gone.
+                raise ImageError(f"{place} is in the way, which is not a regular file: delete it")
+            with place.open("a") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    self._waiting()
+                    fcntl.flock(file, fcntl.LOCK_EX)
                 yield
         except OSError as error:
             raise ImageError(unwritable(self._images.parent, error)) from error

@@ -12,7 +12,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ringfence.errors import BadAddress, ImageError, MirrorError
+from ringfence.guest.file import read_regular
 
+SETTINGS = ("mirror", "keyring")
 APT = Path("/etc/apt")
 KEYRINGS = tuple(Path("/usr/share/keyrings/debian-archive-keyring").with_suffix(end) for end in (".pgp", ".gpg"))
 
@@ -27,7 +29,7 @@ def mirrors(argument: str | None = None, *, apt: Path = APT) -> list[str]:
 
     Only what apt is configured with can be more than one: it names archives of other suites too.
     """
-    if named := _setting("mirror", argument):
+    if (named := _setting("mirror", argument)) is not None:
         if not _is_web(named):
             raise BadAddress(f"a mirror's address is http:// or https:// with a host behind it, and {named!r} is not")
         return [named.rstrip("/")]
@@ -40,10 +42,10 @@ def mirrors(argument: str | None = None, *, apt: Path = APT) -> list[str]:
 
 def keyring(argument: str | None = None) -> Path:
     """The file of public keys that may sign an archive's index, or MirrorError."""
-    if named := _setting("keyring", argument):
-        path = Path(named).expanduser()
+    if (named := _setting("keyring", argument)) is not None:
+        path = Path(os.path.expanduser(named))
         if not path.is_file():
-            raise MirrorError(f"there is no keyring {path}")
+            raise MirrorError(f"there is no keyring {named!r}")
         return path
     for path in KEYRINGS:
         if path.is_file():
@@ -55,15 +57,21 @@ def keyring(argument: str | None = None) -> Path:
 
 
 def _setting(key: str, argument: str | None) -> str | None:
-    if value := argument or os.environ.get(f"RINGFENCE_{key.upper()}"):
-        return value
+    if argument is not None:
+        return argument
+    if named := os.environ.get(f"RINGFENCE_{key.upper()}"):
+        return named
     path = config_file()
     try:
-        value = tomllib.loads(path.read_text()).get(key)
+        settings = tomllib.loads(read_regular(path).decode())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise ImageError(f"the configuration file {path} cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ImageError(f"the configuration file {path} cannot be read: {why}") from error
+    if unknown := [name for name in settings if name not in SETTINGS]:
+        raise ImageError(f"{unknown[0]!r} in {path} is no setting: there are {' and '.join(SETTINGS)}")
+    value = settings.get(key)
     if value is not None and not isinstance(value, str):
         raise ImageError(f"`{key}` in {path} must be a text")
     return value
@@ -88,7 +96,7 @@ def _apt_mirrors(apt: Path) -> Iterator[str]:
         lists += sorted(path for path in directory.iterdir() if path.suffix in (".list", ".sources"))
     for path in lists:
         try:
-            text = path.read_text(errors="replace")
+            text = read_regular(path).decode(errors="replace")
         except OSError:
             continue
         sources = _deb822(text) if path.suffix == ".sources" else _one_line(text)

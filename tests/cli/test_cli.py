@@ -99,7 +99,8 @@ def kernel(tmp_path: Path) -> Callable[..., str]:
         (["run", "--initrd", "x"], 2, "--initrd needs a --kernel"),
         (["run", "debian", "--kernel", "x"], 2, "do not go together"),
         (["run", "corral", "--", "ls"], 2, "runs no command"),
-        (["run", "nosuch"], 127, "no image is called 'nosuch'"),
+        (["run", "nosuch"], 127, "no image is called 'nosuch': there are debian and corral, which is built in"),
+        (["run", "coral"], 127, "did you mean corral"),
         (["run", "--kernel", "/nowhere/Image"], 126, "/nowhere/Image does not exist"),
         (["run", "--kernel", "/"], 126, "is a directory"),
         (["run", "--kernel", "/bin/sh"], 126, "not for RISC-V"),
@@ -107,6 +108,10 @@ def kernel(tmp_path: Path) -> Callable[..., str]:
         (["run", "--bios", "/bin/sh"], 126, "firmware /bin/sh is for"),
         (["run", "--dump-dtb", "/nowhere/x.dtb"], 2, "cannot be written to /nowhere/x.dtb"),
         (["image", "path", "nosuch"], 127, "no image is called 'nosuch'"),
+        (["image", "rm", "corral"], 127, "corral is built in"),
+        (["image", "pull", "debian", "--mirror", ""], 2, "a mirror's address is"),
+        (["image", "pull", "debian", "--mirror", "http://a.invalid", "--keyring", "~nosuchuser/x"], 125, "no keyring"),
+        (["image", "pull", "debian", "--mirror", "http://a.invalid", "--keyring", "\x1b[2J\n"], 125, r"\x1b[2J"),
     ],
 )
 def test_cli_says_what_is_wrong(arguments: list[str], status: int, why: str) -> None:
@@ -122,6 +127,30 @@ def test_cli_helps() -> None:
     text = ringfence("run", "--help").stdout.decode()
     assert all(word in text for word in ("--timeout", "--trace", "Ctrl-a x", "124", "132"))
     assert ringfence().returncode == 2
+
+
+def test_cli_knows_the_embedded_guest_as_an_image() -> None:
+    """The name that `run` takes is in the list, leads to a file, and is not fetched."""
+    assert b"corral        built in" in ringfence("image", "list").stdout
+    assert Path(ringfence("image", "path", "corral").stdout.decode().strip()).read_bytes()[:4] == b"\x7fELF"
+    assert ringfence("image", "pull", "corral").stdout == b"corral is built in\n"
+
+
+SHORT = [["--help"], ["--version"], ["run", "--help"], ["image", "list"], ["image", "path", "corral"]]
+
+
+@pytest.mark.parametrize("arguments", SHORT, ids=" ".join)
+def test_cli_says_that_output_cannot_be_written(arguments: list[str]) -> None:
+    """On a full device every command ends with a sentence and status 125; where nobody reads, with 141 and no word."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=30)
+    assert done.returncode == 125
+    assert sentence(done) == "the output cannot be written: No space left on device"
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "wb") as pipe:
+        done = subprocess.run([*COMMAND, *arguments], stdout=pipe, stderr=subprocess.PIPE, timeout=30)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_cli_imports_little_for_help() -> None:

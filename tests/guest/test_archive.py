@@ -1,18 +1,22 @@
 """From a mirror to a package: whose word is believed, and what a bad network may do."""
 
+import os
+import resource
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from loopback_archive import RELEASE, Keys, Mirror
 
 from ringfence.errors import ImageError, MirrorError
-from ringfence.guest import download, mirror, signature
+from ringfence.guest import download, mirror, pace, signature
 from ringfence.guest.archive import Index, Release, find_release
 from ringfence.guest.deb import Package
 
@@ -246,6 +250,19 @@ def test_download_survives_any_part(kind: str, debian_mirror: Mirror, tmp_path: 
     assert len(debian_mirror.starts(".deb")) == {"spoilt": 2, "complete": 0}.get(kind, 1)
 
 
+@pytest.mark.parametrize("end", ["", ".part"])
+@pytest.mark.parametrize("kind", ["directory", "fifo"])
+def test_download_replaces_what_is_no_file(
+    kind: str, end: str, debian_mirror: Mirror, tmp_path: Path, impatient: None
+) -> None:
+    """What lies in a download's place and is no file makes nobody wait, and gives way."""
+    index = index_of(debian_mirror, tmp_path / "downloads")
+    package = index.kernel("linux-image-riscv64")
+    path = tmp_path / "downloads" / (package.sha256 + end)
+    os.mkfifo(path) if kind == "fifo" else (path / "full").mkdir(parents=True)
+    assert index.fetch(package).read_bytes() == debian_mirror.package(KERNEL).read_bytes()
+
+
 def test_download_reports_progress(debian_mirror: Mirror, tmp_path: Path) -> None:
     """Progress starts with what is there, never goes back, and ends with the whole."""
     seen: list[tuple[str, int, int]] = []
@@ -326,18 +343,83 @@ def test_mirror_that_says_nothing_is_given_up(keys: Keys, monkeypatch: pytest.Mo
         find_release([f"http://127.0.0.1:{server.getsockname()[1]}"], "trixie", keys.keyring)
 
 
-def test_download_without_room_keeps_nothing(
-    debian_mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+DRIPS = {
+    "a header": b"HTTP/1.1 200 OK\r\nX: ",
+    "an index": b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n",
+    "a redirection": b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 1000000\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("drip", DRIPS)
+def test_mirror_that_drips_is_given_up(drip: str, keys: Keys, monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
+    """A server that sends a byte now and then, wherever it does so, does not hold the user for ever."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(pace, "WINDOW", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                try:
+                    connection.sendall(DRIPS[drip])
+                    while True:
+                        connection.sendall(b"x")
+                        time.sleep(0.02)
+                except OSError:
+                    pass
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(MirrorError, match="sends InRelease at less than 1000 bytes a second"):
+            find_release([f"http://127.0.0.1:{server.getsockname()[1]}"], "trixie", keys.keyring)
+
+
+def test_download_that_drips_is_given_up_and_goes_on(
+    debian_mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:
+    """The same for a package, even where each byte comes on a connection of its own; what has come is kept."""
+    index = index_of(debian_mirror, tmp_path / "downloads")
+    package = index.kernel("linux-image-riscv64")
+    monkeypatch.setattr(pace, "WINDOW", 0.3)
+    monkeypatch.setattr(download, "TIMEOUT", 0.1)
+    path = debian_mirror.package(KERNEL)
+    debian_mirror.faults.stall[path.name] = 1
+    with pytest.raises(MirrorError, match="at less than 1000 bytes a second: try again later"):
+        index.fetch(package)
+    debian_mirror.faults.stall.clear()
+    debian_mirror.requests.clear()
+    assert index.fetch(package).read_bytes() == path.read_bytes()
+    (start,) = debian_mirror.starts(path.name)
+    assert start > 0
+
+
+def test_mirror_that_pauses_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A while without a byte, as when this process was suspended, does not make a fast mirror a slow one."""
+    now = 0.0
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: now))
+    rate = pace.Pace("too slow")
+    for seconds in (1, 1, 10_000, 1, 1):
+        now += seconds
+        rate.count(40_000)
+    now += 60
+    rate.count(40_000)
+    with pytest.raises(MirrorError, match="too slow"):
+        for _ in range(3):
+            now += 30
+            rate.count(1)
+
+
+def test_download_without_room_keeps_nothing(debian_mirror: Mirror, tmp_path: Path) -> None:
     """A full disk is said to be full, and what filled it is given back."""
     index = index_of(debian_mirror, tmp_path / "downloads")
     package = index.kernel("linux-image-riscv64")
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("this host has no /dev/full")
-    (tmp_path / "downloads" / f"{package.sha256}.part").symlink_to(full)
-    with pytest.raises(ImageError, match="there is no room in .*: No space left on device"):
-        index.fetch(package)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(ImageError, match="there is no room in .*: File too large"):
+            index.fetch(package)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(list((tmp_path / "downloads").iterdir())) == 1
 
 

@@ -1,8 +1,10 @@
 """Images: made whole or not at all, from what the archive signed, and usable ever after."""
 
 import errno
+import fcntl
 import json
 import os
+import pty
 import resource
 import shutil
 import signal
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -239,13 +242,70 @@ def test_image_list_path_and_rm_agree(debian_mirror: Mirror, tmp_path: Path) -> 
     assert ringfence_image("path", "debian").exit_code == 127
 
 
-def test_image_with_a_broken_lock_is_pulled_anew(debian_mirror: Mirror) -> None:
-    """A damaged image counts as absent: nothing crashes on it, and a pull replaces it."""
+def change(served: Mirror, package: str, **fields: str) -> None:
+    """Other fields of a package, when it is published next."""
+    old, data = served.debs[package]
+    served.debs[package] = (old | fields, data)
+
+
+@pytest.mark.parametrize("words", [["pull", "debian"], ["rm", "debian"]], ids=" ".join)
+def test_store_that_is_in_use_is_waited_for(
+    words: list[str], debian_mirror: Mirror, tmp_path: Path, impatient: None
+) -> None:
+    """While another process has the store, one that waits for it says so, once, and then does its work."""
     pull(debian_mirror)
-    (Store().find("debian").directory / "lock.json").write_text("{")
-    assert "not pulled" in ringfence_image("list").stdout
-    assert "is made of" in pull(debian_mirror).stdout
-    assert Store().find("debian").kernel.exists()
+    served = ["--mirror", debian_mirror.address, "--keyring", str(debian_mirror.keys.keyring)]
+    command = [*COMMAND, *words, *(served if words[0] == "pull" else [])]
+    with (tmp_path / "cache/ringfence/images/.lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        running = subprocess.Popen(
+            command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert running.stderr is not None
+        assert running.stderr.readline() == "another ringfence is at work on the images: waiting for it\n"
+        assert running.poll() is None
+        assert Store().find("debian").kernel.exists()
+    output, errors = running.communicate(timeout=20)
+    assert (running.returncode, errors) == (0, "")
+    assert "is here already" in output or "is deleted" in output
+
+
+def _version_with_controls(served: Mirror) -> None:
+    change(served, "busybox-static", Version="1\x1b[31m\x9b2J")
+    served.publish(fields={"Version": "13\x1b]0;title\x07"})
+
+
+def _reason_with_controls(served: Mirror) -> None:
+    served.faults.reason = "\x1b[2J\x9b\x08" * 1000
+    served.faults.status["InRelease"] = 500
+
+
+def _name_with_controls(served: Mirror) -> None:
+    change(served, "busybox-static", Filename=f"pool/{NAME}")
+    served.publish()
+
+
+def _field_with_controls(served: Mirror) -> None:
+    served.publish(fields={"Suite": "x", "Codename": "\x1b[2J\u202e"})
+
+
+NAME = "busybox%1b[2J%0a[%2fred].deb"
+CONTROLS: dict[str, tuple[Callable[[Mirror], None], str]] = {
+    "a version": (_version_with_controls, r"busybox-static 1\x1b[31m\x9b2J"),
+    "a reason": (_reason_with_controls, r"answers 500 \x1b[2J\x9b\x08\x1b"),
+    "a file's name": (_name_with_controls, r"busybox\x1b[2J [/red].deb: 0.0 MB"),
+    "a field": (_field_with_controls, r"the index of \x1b[2J\u202e for trixie"),
+}
+
+
+@pytest.mark.parametrize("place", CONTROLS)
+def test_mirror_cannot_control_the_terminal(place: str, debian_mirror: Mirror) -> None:
+    """What a mirror names reaches the user as printable text, on one line, of some length."""
+    spoil, shown = CONTROLS[place]
+    spoil(debian_mirror)
+    output = pull(debian_mirror).output + ringfence_image("list").output
+    assert shown in output
+    assert all(line.isprintable() and len(line) < 600 for line in output.split("\n")), output
 
 
 @pytest.mark.parametrize("kind", ["a file", "a directory without permission"])
@@ -345,6 +405,69 @@ def test_interrupted_pull_leaves_no_half_image_and_goes_on(debian_mirror: Mirror
     assert pull(debian_mirror).exit_code == 0
     (start,) = debian_mirror.starts(file)
     assert 100_000 < start <= 300_000
+
+
+def pull_on_terminal(served: Mirror) -> tuple[int, int]:
+    """A pull on a terminal of its own: its process, and our end of the terminal."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        served_here = ["--mirror", served.address, "--keyring", str(served.keys.keyring)]
+        os.execve(COMMAND[0], [*COMMAND, "pull", "debian", *served_here], environment() | {"TERM": "xterm"})
+    return pid, terminal
+
+
+def rest(terminal: int) -> bytes:
+    """What is still shown, to the end."""
+    seen = b""
+    try:
+        while data := os.read(terminal, 4096):
+            seen += data
+    except OSError:  # how a terminal ends
+        pass
+    os.close(terminal)
+    return seen
+
+
+def hides_cursor(shown: bytes) -> bool:
+    return shown.rfind(b"\x1b[?25l") > shown.rfind(b"\x1b[?25h")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP])
+def test_pull_on_a_terminal_leaves_the_cursor(
+    number: signal.Signals, debian_mirror: Mirror, tmp_path: Path, impatient: None
+) -> None:
+    """Whatever signal ends or stops a pull, the cursor is seen, and the next pull goes on from what had come."""
+    file = debian_mirror.package(KERNEL).name
+    debian_mirror.faults.stall[file] = 300_000
+    pid, terminal = pull_on_terminal(debian_mirror)
+    shown = b""
+    while file.encode()[:12] not in shown:
+        shown += os.read(terminal, 4096)
+    downloads = tmp_path / "cache/ringfence/downloads"
+    while not any(part.stat().st_size > 100_000 for part in downloads.glob("*.part")):
+        time.sleep(0.01)
+    os.kill(pid, number)
+    if number == signal.SIGTSTP:
+        # An orphaned group of processes is not stopped by it (POSIX, section 11.1.4), so what was shown has to do.
+        assert not hides_cursor(shown)
+        os.kill(pid, signal.SIGKILL)
+    shown += rest(terminal)
+    os.waitpid(pid, 0)
+    assert not hides_cursor(shown)
+    debian_mirror.faults.stall.clear()
+    debian_mirror.requests.clear()
+    assert pull(debian_mirror).exit_code == 0
+    (start,) = debian_mirror.starts(file)
+    assert 100_000 < start <= 300_000
+
+
+def test_pull_on_a_terminal_shows_a_name_as_it_is(debian_mirror: Mirror, impatient: None) -> None:
+    """What a mirror's file is called is neither obeyed by the terminal nor taken for markup."""
+    _name_with_controls(debian_mirror)
+    pid, terminal = pull_on_terminal(debian_mirror)
+    shown = rest(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, shown
+    assert rb"busybox\x1b[2J [/red]" in shown and b"\x1b[2J" not in shown, shown
 
 
 def test_package_shorter_than_signed_is_given_up(debian_mirror: Mirror) -> None:

@@ -1,5 +1,6 @@
 """Which mirror and which keyring are used."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,7 @@ def test_mirror_unknown_says_how_to_name_one(apt: Path) -> None:
         "http://../",
         "http://a.invalid:٣/",
         f"http://{'a' * 300}.com/",
+        "",
     ],
 )
 def test_mirror_that_is_no_web_address_is_a_usage_error(address: str, apt: Path) -> None:
@@ -102,11 +104,32 @@ def test_mirror_that_is_no_web_address_is_a_usage_error(address: str, apt: Path)
     assert BadAddress.status == 2
 
 
-@pytest.mark.parametrize("text", ["mirror = ", "mirror = 7", "\x00"])
-def test_configuration_that_is_wrong_is_a_sentence(text: str, apt: Path) -> None:
-    """A configuration file that cannot be understood is named."""
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("mirror = ", "cannot be read"),
+        ("mirror = 7", "must be a text"),
+        ("\x00", "cannot be read"),
+        ('mirror = "http://a.invalid"\nmirorr = "http://b.invalid"', "'mirorr' in .* is no setting"),
+        ("[keyring]\na = 1", "must be a text"),
+    ],
+)
+def test_configuration_that_is_wrong_is_a_sentence(text: str, sentence: str, apt: Path) -> None:
+    """A configuration file that cannot be understood is named, and so is a setting that there is not."""
     configure(text)
-    with pytest.raises(ImageError, match=r"config\.toml"):
+    with pytest.raises(ImageError, match=sentence) as refused:
+        mirror.mirrors(apt=apt)
+        mirror.keyring()
+    assert str(mirror.config_file()) in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo"])
+def test_configuration_that_is_no_file_is_a_sentence(kind: str, apt: Path, impatient: None) -> None:
+    """What is no file is not waited for."""
+    path = mirror.config_file()
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path) if kind == "fifo" else path.mkdir()
+    with pytest.raises(ImageError, match=r"config\.toml cannot be read: [^\[]*$"):
         mirror.mirrors(apt=apt)
 
 
@@ -123,8 +146,13 @@ def test_keyring_settings_have_an_order(apt: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("RINGFENCE_KEYRING", str(paths["environment"]))
     assert mirror.keyring() == paths["environment"]
     assert mirror.keyring(str(paths["argument"])) == paths["argument"]
-    with pytest.raises(MirrorError, match="no keyring"):
-        mirror.keyring(str(tmp_path / "absent"))
+    for absent in (str(tmp_path / "absent"), "~nosuchuser/x", ""):
+        with pytest.raises(MirrorError, match=f"no keyring '{absent}'"):
+            mirror.keyring(absent)
+    monkeypatch.delenv("RINGFENCE_KEYRING")
+    mirror.config_file().write_text('keyring = "~nosuchuser/y"')
+    with pytest.raises(MirrorError, match="no keyring '~nosuchuser/y'"):
+        mirror.keyring()
 
 
 def test_keyring_missing_names_the_package(apt: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,21 @@ def test_object_cache_rebuilds_what_is_damaged(cache: Path) -> None:
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("kind", ["directory", "fifo"])
+def test_object_cache_replaces_what_is_no_file(kind: str, cache: Path) -> None:
+    """What lies in an object's place and is no file makes nobody wait, and the object takes its place, silently."""
+    path = stored(cache)
+    whole = path.read_bytes()
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        (path / "full").mkdir(parents=True)
+    again = run(cache)
+    assert (again.stdout, again.stderr) == ("0xfd\n", "")
+    assert path.read_bytes() == whole
+
+
 @settings(deadline=None)
 @given(data=st.data())
 def test_object_cache_trusts_no_damaged_file(cache: Path, data: st.DataObject) -> None:

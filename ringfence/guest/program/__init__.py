@@ -2,5 +2,7 @@
 
 from pathlib import Path
 
+EMBEDDED = "corral"
+"""The embedded guest, by the name that the command line takes."""
 CORRAL = Path(__file__).parent / "corral.elf"
 """The embedded guest, an ELF file with symbols."""

@@ -8,6 +8,8 @@ made again.
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import tempfile
 from functools import cache
 from hashlib import blake2b
@@ -78,7 +80,9 @@ def functions(sets: int) -> dict[str, int]:
 
 def _read(path: Path) -> bytes | None:
     try:
-        content = path.read_bytes()
+        # A FIFO's writer is not waited for.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            content = file.read() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
     except OSError:
         return None
     head = len(_MAGIC) + _DIGEST
@@ -95,6 +99,8 @@ def _write(path: Path, data: bytes) -> None:
             try:
                 file.write(_MAGIC + blake2b(data, digest_size=_DIGEST).digest() + data)
                 file.flush()
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
                 os.replace(file.name, path)
             except BaseException:
                 os.unlink(file.name)
