@@ -6,7 +6,7 @@
     load(m, CORRAL)
     m.console.expect("corral> ")
     m.console.send("ps\\n")
-    m.run(10_000)
+    m.run(1_000)
     m.harts[0]["a0"], m.memory[0x8020_0000:0x8020_0010], m.disassemble()
 
 What is named here is imported when it is used, so that `import ringfence` costs nothing.

@@ -9,7 +9,7 @@
       MachineError      2    a machine cannot be made as asked
       NotBootable       126  what was given cannot be booted
       ConsoleError      125  a guest did not print what was expected of it
-      OutOfMemory       125  a machine has no memory left for one that runs on it
+      OutOfMemory       125  the host, or a machine, has no memory left for a machine that runs on it
 
 An error's text is the one sentence that the user reads, with neither prefix nor full stop; `status` is the exit
 status of the command line that ends on it.
@@ -68,4 +68,4 @@ class ConsoleError(RingfenceError):
 
 
 class OutOfMemory(RingfenceError):
-    """A monitor's machine has no memory left that a machine on it needs."""
+    """The host, or a monitor's machine, has no memory left that a machine on it needs."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from ringfence.guest.loader import Program, Source
     from ringfence.machine.board import Virt
     from ringfence.machine.clock import Source as ClockSource
+    from ringfence.machine.device.disk import RawDisk
 
 SILENCE = 10.0
 PATIENCE = 6
@@ -28,6 +32,7 @@ PATIENCE = 6
 DEEPEST = 64
 LONGEST = 1e9
 GDB_PORT = "1234"
+READ_ONLY = ":ro"
 KINDS = ("insn", "trap", "csr", "io")
 _UNITS = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 
@@ -48,6 +53,15 @@ class Memory(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return int(number) * _UNITS[unit]
 
 
+class File(click.Path):
+    """A path, which has a name in it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not value:
+            self.fail("a file has a name, and this is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class Kinds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """Names of `KINDS` with commas between."""
 
@@ -61,15 +75,15 @@ class Kinds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 class Address(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A TCP port, perhaps with a host and a colon before it."""
+    """A TCP port, perhaps with a host and a colon before it; an IPv6 address is in brackets."""
 
     name = "[host:]port"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        host, _, port = str(value).rpartition(":")
-        if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
-            self.fail(f"{value!r} is no TCP port, as 1234 or localhost:1234 is", param, ctx)
-        return host or "127.0.0.1", int(port)
+        found = re.fullmatch(r"(?:(?:\[(?P<v6>[^]]+)\]|(?P<host>[^]:[]*)):)?(?P<port>[0-9]{1,5})", str(value))
+        if found is None or int(found["port"]) >= 1 << 16:
+            self.fail(f"{value!r} is no TCP port, as 1234, localhost:1234 or [::1]:1234 is", param, ctx)
+        return found["v6"] or found["host"] or "127.0.0.1", int(found["port"])
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,8 @@ class Guest:
     asks: bool = False
     """It asks for its input."""
     image: Image | None = None
+    symbols: Path | None = None
+    """What gdb can read them from, where that is not for the user to know."""
 
 
 _ASK = ("sh", "-c", r"""stty -ixon crtscts; printf '\005'; exec "$@" """.strip(), "sh")
@@ -119,15 +135,19 @@ Exit status: the guest's own, and
 @click.command(epilog=EPILOG)
 @click.argument("image", required=False)
 @click.argument("command", nargs=-1)
-@click.option("--kernel", type=click.Path(), help="A kernel: an ELF file or a Linux Image, perhaps in gzip.")
-@click.option(
-    "--initrd", type=click.Path(), multiple=True, help="Its first file system; several lie one behind the other."
-)
+@click.option("--kernel", type=File(), help="A kernel: an ELF file or a Linux Image, perhaps in gzip.")
+@click.option("--initrd", type=File(), multiple=True, help="Its first file system; several lie one behind the other.")
 @click.option("--append", default="", metavar="TEXT", help="Its command line; behind the image's own, for an image.")
-@click.option("--bios", type=click.Path(), help="Machine-mode firmware, or 'none'. Default: the built-in SBI.")
+@click.option("--bios", type=File(), help="Machine-mode firmware, or 'none'. Default: the built-in SBI.")
 @click.option("-m", "--memory", type=Memory(), default="512M", show_default=True, help="RAM, as 96M or 2G.")
 @click.option("--harts", type=int, default=1, show_default=True, help="1 to 8.")
-@click.option("--disk", type=click.Path(), multiple=True, help="A raw disk image; up to eight.")
+@click.option(
+    "--disk",
+    type=File(),
+    multiple=True,
+    metavar="FILE[:ro]",
+    help="A raw disk image; up to eight. With :ro it is only read, and machines can share it.",
+)
 @click.option(
     "--clock",
     type=click.Choice(["virtual", "host"]),
@@ -144,9 +164,7 @@ Exit status: the guest's own, and
     f"Default: {SILENCE:g}, for the boot.",
 )
 @click.option("--json", "as_json", is_flag=True, help="At the end, a line of JSON about the run on standard error.")
-@click.option(
-    "--dump-dtb", type=click.Path(), metavar="FILE", help="Write the device tree and end; '-' is standard output."
-)
+@click.option("--dump-dtb", type=File(), metavar="FILE", help="Write the device tree and end; '-' is standard output.")
 @click.option(
     "--trace",
     type=Kinds(),
@@ -160,7 +178,8 @@ Exit status: the guest's own, and
     is_flag=False,
     flag_value=GDB_PORT,
     metavar="[[HOST:]PORT]",
-    help=f"Let gdb connect, on the loopback device where no host is given. Without a port it is {GDB_PORT}; 0 is any.",
+    help="Let gdb connect, on the loopback device where no host is given; an IPv6 address is in brackets. "
+    f"Without a port it is {GDB_PORT}; 0 is any.",
 )
 @click.option("-S", "wait", is_flag=True, help="Wait for gdb before the first instruction.")
 @click.option(
@@ -209,7 +228,7 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
         seed=options["seed"],
         engine=engine,
         console=output,
-        disks=[stack.enter_context(disk) for disk in _disks(options["disk"])],
+        disks=_disks(options["disk"], stack),
     )
     try:
         program = load(board, guest.kernel, initrd=guest.initrd, append=guest.append, bios=guest.bios)
@@ -233,13 +252,15 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
     debugger = None
     if options["gdb"] is not None:
         from ringfence.cli.console import report
-        from ringfence.machine.gdb import LOOPBACK, Debugger
+        from ringfence.machine.gdb import LOOPBACK, Debugger, target
 
         debugger = Debugger(board, *options["gdb"], wait=options["wait"])
         stack.callback(debugger.close)
         host, port = debugger.address
-        there = f"{'' if host == LOOPBACK else host}:{port}"
+        there = target("" if host == LOOPBACK else host, port)
         report(f"{'waiting for gdb' if options['wait'] else 'gdb can come'}: target remote {there}")
+        if guest.symbols is not None:
+            report(f"the guest's symbols: symbol-file {shlex.quote(str(guest.symbols))}")
     session = Session(
         board, terminal, keyboard, output, limits, asks=guest.asks, as_json=options["as_json"], debugger=debugger
     )
@@ -274,35 +295,45 @@ def _guest(image: str | None, command: tuple[str, ...], person: bool, options: d
             raise click.UsageError("the embedded guest runs no command: give it on its console")
         if bios == "none":
             raise click.UsageError("the embedded guest begins in S-mode: --bios none needs a --kernel that does not")
-        return Guest(CORRAL, (), append, bios, END_OF_FILE)
+        return Guest(CORRAL, (), append, bios, END_OF_FILE, symbols=CORRAL)
 
     from ringfence.cli.image import pulled
-    from ringfence.guest.image import command_archive
+    from ringfence.guest.image import Store, command_archive
 
     found = pulled(image)
     line = f"{found.append(command=bool(command))} {append}".strip()
+    symbols = Store().path(image) / found.symbols.name if found.symbols.exists() else None
     if person and not command:
-        return Guest(found.kernel, (found.initrd,), line, bios, END_OF_FILE, image=found)
+        return Guest(found.kernel, (found.initrd,), line, bios, END_OF_FILE, image=found, symbols=symbols)
     archive = command_archive(command if person else (*_ASK, *(command or _SCRIPT)), terminal=person)
-    return Guest(found.kernel, (found.initrd, archive), line, bios, END_OF_FILE, asks=not person, image=found)
+    initrd = (found.initrd, archive)
+    return Guest(found.kernel, initrd, line, bios, END_OF_FILE, asks=not person, image=found, symbols=symbols)
 
 
-def _disks(paths: Sequence[str]) -> Sequence[Any]:
+def _disks(names: Sequence[str], stack: ExitStack) -> Sequence[RawDisk]:
+    """Each a file, or with `:ro` behind it one that is only read, unless a file has the whole for its name."""
     from ringfence.errors import MachineError
     from ringfence.machine.device.disk import DiskError, RawDisk
 
     disks = []
-    try:
-        for path in paths:
-            disks.append(RawDisk(path))
-    except DiskError as error:
-        for disk in disks:
-            disk.close()
-        raise MachineError(str(error)) from None
+    given: dict[str, bool] = {}  # whether it is only read
+    for name in names:
+        readonly = len(name) > len(READ_ONLY) and name.endswith(READ_ONLY) and not os.path.lexists(name)
+        path = name.removesuffix(READ_ONLY) if readonly else name
+        file = os.path.realpath(path)
+        if file in given and not (readonly and given[file]):
+            raise MachineError(f"disk image {path} is given twice, which needs {READ_ONLY} behind it both times")
+        given[file] = readonly
+        try:
+            disks.append(stack.enter_context(RawDisk(path, readonly=readonly)))
+        except DiskError as error:
+            raise MachineError(str(error)) from None
     return disks
 
 
 def _dump(path: str, program: Program) -> None:
+    from ringfence.errors import RingfenceError
+
     tree = program.tree_blob
     try:
         if path == "-":
@@ -313,7 +344,8 @@ def _dump(path: str, program: Program) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise click.UsageError(f"the device tree cannot be written to {path}: {error.strerror}") from None
+        to = "standard output" if path == "-" else path
+        raise RingfenceError(f"the device tree cannot be written to {to}: {error.strerror}") from None
 
 
 def _tracer(stream: IO[str]) -> Any:

@@ -220,6 +220,8 @@ class Session:
                 return Ending(0, "user")
             if self.output.error is not None:
                 return _unwritable(self.output.error)
+            if keyboard.raw and not keyboard.open:  # a raw terminal's input ends only with the terminal
+                return Ending(128 + signal.SIGHUP, "terminal-closed")
             now = time.monotonic()
             if self.limits.wall is not None and now - started >= self.limits.wall:
                 return Ending(TIME_LIMIT, "wall-timeout", f"the time limit of {self.limits.wall:g} seconds is over")

@@ -24,6 +24,7 @@ from ringfence.errors import NotBootable
 from ringfence.guest.sbi import Sbi
 from ringfence.isa.spec import ISA, X_NAMES
 from ringfence.machine.board import MiB, Virt
+from ringfence.machine.memory import amount
 
 Source = str | os.PathLike[str] | bytes
 """A file, or what would be in one."""
@@ -88,8 +89,8 @@ class Blob:
         return open(fd, "rb", buffering=0)
 
     def read(self, offset: int, length: int) -> bytes:
-        """At most `length` bytes at `offset`."""
-        if self._file is None:
+        """At most `length` bytes at `offset`, which may be anywhere."""
+        if self._file is None or offset >= self.size:
             return self._data[offset : offset + length]
         try:
             return os.pread(self._file.fileno(), length, offset)
@@ -214,7 +215,7 @@ def load(
     tree_at = top - tree_size & -align
     initrd_at = tree_at - total & -PAGE
     if tree_at < base or initrd_at < base:
-        raise NotBootable(f"an initrd of {total} bytes does not fit {size // MiB} MiB of memory")
+        raise NotBootable(f"an initrd of {amount(total)} does not fit {amount(size)} of memory")
     span = (initrd_at, initrd_at + total) if extents else None
     tree = Blob("device tree", board.device_tree(append, span))
     pieces += [Piece(initrd_at + at, blob, 0, blob.size, blob.size) for at, blob in extents]
@@ -262,8 +263,8 @@ def _program(blob: Blob, base: int, size: int, *, flat: bool) -> tuple[int, list
     for piece in pieces:
         if piece.pa < base or piece.end > base + size:
             if piece.extent > size:
-                needed, there = -(-piece.extent // MiB), size // MiB
-                raise NotBootable(f"{blob.name} needs {needed} MiB, which is more than the {there} MiB of memory")
+                needed = amount(-(-piece.extent // MiB) * MiB)
+                raise NotBootable(f"{blob.name} needs {needed}, which is more than the {amount(size)} of memory")
             where, memory = f"{piece.pa:#x} to {piece.end:#x}", f"{base:#x} to {base + size:#x}"
             raise NotBootable(f"{blob.name} has bytes for {where}, and memory is {memory}")
     return entry, pieces
@@ -273,6 +274,8 @@ def _image(blob: Blob, base: int) -> tuple[int, list[Piece]]:
     _, text_offset, image_size, flags, _, _, _, _ = _IMAGE.unpack(blob.read(0, _IMAGE.size))
     if flags & 1:
         raise NotBootable(f"{blob.name} is big-endian, and this machine is little-endian")
+    if text_offset & 1:
+        raise NotBootable(f"{blob.name} is an Image for {text_offset:#x} behind the start of memory, which is odd")
     if image_size and blob.size < image_size // 64:
         raise NotBootable(f"{blob.name} has {blob.size} bytes of an Image of {image_size}")
     start = base + text_offset

@@ -15,10 +15,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from ringfence.errors import MachineError
-from ringfence.isa.trap import Irq
+from ringfence.isa.trap import Irq, M
 from ringfence.machine.bus import Rom
 from ringfence.machine.clock import Clock, Source
 from ringfence.machine.console import Console
@@ -33,7 +33,7 @@ from ringfence.machine.devicetree import U64, Node, flatten
 from ringfence.machine.hart import SIZE, Hart
 from ringfence.machine.look import Listing, Look, Memory, VirtualMemory, listing
 from ringfence.machine.machine import Computer, Engine, HartLine, SupervisorTimers
-from ringfence.machine.memory import FRAME, Ram
+from ringfence.machine.memory import FRAME, Ram, amount
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -120,6 +120,10 @@ class Virt(Computer):
         """So many instructions from virtual address `pc`, by default the hart's own; a line each."""
         return listing(self.virtual(hart), self.harts[hart].pc if pc is None else pc, count)
 
+    def check_program(self) -> None:
+        if not self.rom.content and all(hart.priv == M and hart.pc == ROM for hart in self.harts):
+            raise MachineError("there is nothing to run: load(machine, kernel) puts a program in")
+
     def __repr__(self) -> str:
         size, count = self.ram.size / MiB, len(self.harts)
         seconds = f"{self.clock.now() / 1e9:.6f} s"
@@ -169,10 +173,10 @@ def virt(
 
     `turn` is the length of a hart's turn in steps; with `seed` lengths are drawn between 1 and twice that. `epoch_ns`
     (ns since 1970 at power-on) and `rng_seed` (32 bytes) are fixed by default under the virtual clock, and the host's
-    time and entropy under the host clock. Raises `MachineError`. Until a program is loaded there is none: see
-    `guest.loader`.
+    time and entropy under the host clock. Until a program is loaded there is none: see `guest.loader`. Raises
+    `MachineError`, and `OutOfMemory` where the host has no room.
     """
-    check(memory, harts, step_ns, turn, len(disks))
+    check(memory, harts, step_ns, turn, len(disks), clock)
     return assemble(
         Virt,
         Ram(RAM, memory),
@@ -205,7 +209,7 @@ def assemble(
     rng_seed: bytes | None = None,
 ) -> Board:
     """The whole memory map, wired: bare, or a virtual machine with what its monitor gives it. Arguments as `virt`'s."""
-    check(ram.size, harts, step_ns, turn, len(disks))
+    check(ram.size, harts, step_ns, turn, len(disks), clock)
     if epoch_ns is None:
         epoch_ns = EPOCH_NS if clock == "virtual" else time.time_ns()
     if rng_seed is None:
@@ -249,20 +253,22 @@ def assemble(
     return board
 
 
-def check(memory: int, harts: int, step_ns: int, turn: int, disks: int) -> None:
+def check(memory: int, harts: int, step_ns: int, turn: int, disks: int, clock: str) -> None:
     if not 1 <= harts <= HARTS:
         raise MachineError(f"a machine has 1 to {HARTS} harts, not {harts}")
     if memory < MEMORY_LEAST:
-        raise MachineError(f"a machine has at least {MEMORY_LEAST // MiB} MiB of memory, not {memory} bytes")
+        raise MachineError(f"a machine has at least {amount(MEMORY_LEAST)} of memory, not {amount(memory)}")
     if memory % FRAME:
-        raise MachineError(f"memory is a multiple of {FRAME} bytes, which {memory} is not")
+        raise MachineError(f"memory is a multiple of {amount(FRAME)}, which {amount(memory)} is not")
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if memory > there:
-        raise MachineError(f"{memory // MiB} MiB of memory are more than the host's {there // MiB} MiB")
+        raise MachineError(f"{amount(memory)} of memory is more than the host's {amount(there // MiB * MiB)}")
     if step_ns < 1 or turn < 1:
         raise MachineError("a step lasts at least 1 ns, and a turn at least 1 step")
     if disks > SLOTS:
         raise MachineError(f"a machine has at most {SLOTS} disks, not {disks}")
+    if clock not in get_args(Source):
+        raise MachineError(f"there is no clock {clock!r}: a machine's is {' or '.join(get_args(Source))}")
 
 
 def _engine(name: str) -> Callable[[Computer], Engine]:
@@ -270,6 +276,8 @@ def _engine(name: str) -> Callable[[Computer], Engine]:
         from ringfence.machine.engine.reference import ReferenceEngine
 
         return ReferenceEngine
+    if name != "threaded":
+        raise MachineError(f"there is no engine {name!r}: a machine's is threaded or reference")
     machine = os.uname().machine
     if sys.platform != "linux" or machine != "x86_64":
         raise MachineError(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import codecs
 import re
+import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ringfence.errors import ConsoleError
+from ringfence.errors import ConsoleError, MachineError
 from ringfence.machine.digest import Transcript
 from ringfence.machine.exit import Break, Deadline, Exit, Idle, PowerOff
 
@@ -22,6 +23,8 @@ UNMATCHED = 1 << 16
 WINDOW = 4096
 """A match reaches at most so many characters back from the one that completes it."""
 LAST_LINES = 12
+LONGEST = 1e9
+"""Seconds."""
 
 
 class Console:
@@ -37,6 +40,8 @@ class Console:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._wanted: re.Pattern[str] | None = None
         self._found: re.Match[str] | None = None
+        self._calls = 0  # of `expect`
+        self._late = False
 
     def connect(self, board: Virt) -> None:
         """The machine that is stopped where a match is complete."""
@@ -82,26 +87,43 @@ class Console:
         data = text.encode() if isinstance(text, str) else text
         self._board.feed(partial(self._board.uart.receive, data))
 
-    def expect(self, pattern: str | re.Pattern[str], timeout: float = 60.0) -> re.Match[str]:
+    def expect(
+        self, pattern: str | re.Pattern[str], timeout: float = 60.0, *, wall_timeout: float = 600.0
+    ) -> re.Match[str]:
         """Run until the guest has printed a match, or find one that is there; what is behind it is for the next call.
 
         The machine stops behind the instruction that sends the byte which completes the match. `timeout` is in
-        seconds of the machine's own clock. Raises `ConsoleError` where that or the run is over without a match.
+        seconds of the machine's own clock; `wall_timeout`, in seconds of real time, is for a guest that hardly gets
+        on. Raises `ConsoleError` where either or the run is over without a match.
         """
         board = self._board
         assert board is not None
-        self._wanted, self._found = re.compile(pattern), None
+        if not (0 <= timeout <= LONGEST and 0 <= wall_timeout <= LONGEST):
+            raise MachineError(f"expect waits for 0 to {LONGEST:g} seconds")
+        self._wanted, self._found, self._late = re.compile(pattern), None, False
+        self._calls += 1
         deadline = board.clock.now() + int(timeout * 1e9)
+        alarm = threading.Timer(wall_timeout, board.feed, [partial(self._expire, self._calls)])
         try:
             self._take()
             self._search(0)
             if self._found is None:
+                alarm.start()
                 end = board.run(until=deadline)
             if self._found is None:
-                raise ConsoleError(self._unseen(pattern, end, timeout))
+                limit = f"{wall_timeout:g} seconds of real time" if self._late else f"{timeout:g} seconds of guest time"
+                raise ConsoleError(self._unseen(pattern, end, limit))
             return self._found
         finally:
+            alarm.cancel()
             self._wanted = self._found = None
+
+    def _expire(self, call: int) -> None:
+        """The real time of that call is over; delivered at a check point, perhaps of a later one."""
+        if call == self._calls and self._wanted is not None:
+            assert self._board is not None
+            self._late = True
+            self._board.pause()
 
     def _take(self) -> int:
         """Decode what is fresh; how many characters there were before."""
@@ -119,14 +141,14 @@ class Console:
             self._wanted = None
             self._text = self._text[self._found.end() :]
 
-    def _unseen(self, pattern: str | re.Pattern[str], end: Exit, timeout: float) -> str:
+    def _unseen(self, pattern: str | re.Pattern[str], end: Exit, limit: str) -> str:
         wanted = pattern if isinstance(pattern, str) else pattern.pattern
         why = {
-            Deadline: f"within {timeout:g} seconds of guest time",
+            Deadline: f"within {limit}",
             Idle: "before it waited for input for good",
             PowerOff: f"before it was switched off with status {getattr(end, 'status', 0)}",
             Break: f"before it stopped at {getattr(end, 'va', 0):#x}",
-        }.get(type(end), "before it was stopped")
+        }.get(type(end), f"within {limit}" if self._late else "before it was stopped")
         last = self.lines()
         shown = (
             "; its last lines are:\n" + "\n".join(f"  {line}" for line in last) if last else "; it has printed nothing"

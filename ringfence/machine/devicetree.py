@@ -252,7 +252,10 @@ def _encode(value: Value, phandles: Mapping[Node, int]) -> bytes:
 def _string(text: str) -> bytes:
     if "\0" in text:
         raise DeviceTreeError(f"device tree string {text!r} has a zero byte in it")
-    return text.encode() + b"\0"
+    try:
+        return text.encode("utf-8", "surrogateescape") + b"\0"
+    except UnicodeEncodeError:
+        raise DeviceTreeError(f"device tree string {text!r} is no text") from None
 
 
 def _name(name: str, pattern: str) -> bytes:

@@ -38,13 +38,10 @@ class Debugger:
 
     def __init__(self, computer: Computer, host: str = LOOPBACK, port: int = 0, *, wait: bool = False) -> None:
         self.computer = computer
-        try:
-            self._listener = socket.create_server((host, port), backlog=16)
-        except (OSError, OverflowError) as error:
-            why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
-            raise MachineError(f"gdb cannot be waited for at {host}:{port}: {why}") from None
+        self._listener = _socket_at(host, port)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._halted = wait
+        self._waiting = wait  # until a gdb lets it go on
         self._stub: Stub | None = None
         self._connection: socket.socket | None = None
         self._going = EVERYBODY
@@ -152,20 +149,22 @@ class Debugger:
         if (reply := stub.answer(packet)) is not None:
             self._send(reply)
         if stub.ended is not None:
+            self._waiting = False
             self._drop()
             if stub.ended == "killed":
                 self.computer.power_off(0)
         elif stub.resume is not None and self._halted:
             self._halted, self._going = False, stub.resume
+            self._waiting = False
             self.computer.pass_breakpoint()
 
     def _drop(self) -> None:
-        """gdb is gone, or as good as that: the machine goes on without it."""
+        """gdb is gone, or as good as that: the machine goes on without it, unless it still waits for its first."""
         if self._stub is not None and self._connection is not None:
             self._stub.clear()
             _shut(self._connection)
         self._stub = self._connection = None
-        self._halted, self._going = False, EVERYBODY
+        self._halted, self._going = self._waiting, EVERYBODY
 
     def _send(self, payload: bytes) -> None:
         self._said = frame(payload)
@@ -214,6 +213,26 @@ class Debugger:
         self._woken = False
         self._paused = True
         self.computer.pause()
+
+
+def target(host: str, port: int) -> str:
+    """The address as gdb takes it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _socket_at(host: str, port: int) -> socket.socket:
+    """Listens there, by IPv4 where a name has both."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+        return socket.create_server((address[0], port, *address[2:]), family=family, backlog=16)
+    except ValueError:
+        why = "that is no name of a host"
+    except socket.gaierror as error:
+        why = str(error.strerror)
+    except (OSError, OverflowError) as error:
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    raise MachineError(f"gdb cannot be waited for at {target(host, port)}: {why}")
 
 
 def _shut(connection: socket.socket) -> None:

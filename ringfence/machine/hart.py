@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ringfence.errors import MachineError
 from ringfence.isa.csr import ENVCFG_RESET, STATUS_FIXED
 from ringfence.isa.spec import F_NAMES, X_NAMES
 from ringfence.isa.trap import M
@@ -88,6 +89,15 @@ _REGISTERS = {name: ("x", n) for n, name in enumerate(X_NAMES)} | {name: ("f", n
 _REGISTERS |= {f"x{n}": ("x", n) for n in range(32)} | {f"f{n}": ("f", n) for n in range(32)} | {"fp": ("x", 8)}
 
 
+def _index(name: str) -> int:
+    """Which word of the block has that name in assembly."""
+    array, n = _REGISTERS.get(name, (name, 0))
+    field = FIELDS.get(array)
+    if field is None or (array == name and field.count != 1):
+        raise MachineError(f"a hart has no register called {name!r}")
+    return (field.offset >> 3) + n
+
+
 class Hart:
     """A hart's state by name: `hart.pc`, `hart.mstatus`, `hart.x[10]`, `hart["a0"]`. Values are unsigned, 64 bits."""
 
@@ -142,19 +152,13 @@ class Hart:
         return self.words[at : at + 32]
 
     def __getitem__(self, name: str) -> int:
-        """A register or CSR field by its name in assembly. Raises KeyError."""
-        if name in _REGISTERS:
-            array, n = _REGISTERS[name]
-            return self.words[(FIELDS[array].offset >> 3) + n]
-        return self.words[FIELDS[name].offset >> 3]
+        """A register or CSR field by its name in assembly. Raises `MachineError`."""
+        return self.words[_index(name)]
 
     def __setitem__(self, name: str, value: int) -> None:
-        if name in _REGISTERS:
-            array, n = _REGISTERS[name]
-            if (array, n) != ("x", 0):
-                self.words[(FIELDS[array].offset >> 3) + n] = value & 0xFFFF_FFFF_FFFF_FFFF
-        else:
-            setattr(self, name, value)
+        index = _index(name)
+        if index:  # x0 is the first word
+            self.words[index] = value & 0xFFFF_FFFF_FFFF_FFFF
 
     def architectural(self) -> Iterator[tuple[str, int]]:
         """Every field's words in table order, as (name, value); arrays as name[n]. What hashes and snapshots read."""

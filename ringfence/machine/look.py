@@ -26,6 +26,13 @@ PAGE = 4096
 _ALL = (1 << 64) - 1
 
 
+def _number(csr: str) -> int:
+    number = CSR_NUMBERS.get(csr)
+    if number is None:
+        raise MachineError(f"no CSR is called {csr!r}")
+    return number
+
+
 class Look(Known):
     """The rows' view of one hart, for somebody who stands beside it."""
 
@@ -50,14 +57,16 @@ class Look(Known):
         return pa.value
 
     def csr(self, name: str) -> int:
-        """A CSR as its instructions read it. Raises KeyError."""
-        value = CSRS[CSR_NUMBERS[name]].read(self)  # type: ignore[arg-type]
+        """A CSR as its instructions read it. Raises `MachineError`."""
+        value = CSRS[_number(name)].read(self)  # type: ignore[arg-type]
         assert isinstance(value, Int)
         return value.value
 
     def set_csr(self, name: str, value: int) -> None:
-        """Write a CSR as the instruction that retired last would have: what is WARL becomes legal. Raises KeyError."""
-        number = CSR_NUMBERS[name]
+        """Write a CSR as the instruction that retired last would have: what is WARL becomes legal. Raises
+        `MachineError`.
+        """
+        number = _number(name)
         if number >> 10 == 3:
             return
         self._retiring = 1

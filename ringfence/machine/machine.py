@@ -7,6 +7,7 @@ stop and go on anywhere.
 
 from __future__ import annotations
 
+import operator
 import signal
 import threading
 from collections import deque
@@ -173,6 +174,17 @@ class Turns:
         return 1 + x % (2 * self.length)
 
 
+def _count(number: int, what: str) -> int:
+    wrong = f"run takes a whole number of {what} from 0, not {number!r}"
+    try:
+        number = operator.index(number)
+    except TypeError:
+        raise TypeError(wrong) from None
+    if number < 0:
+        raise MachineError(wrong)
+    return number
+
+
 class Computer:
     """Bare metal. Made by a board (`machine.board.virt`), which wires it."""
 
@@ -262,19 +274,22 @@ class Computer:
         step: int | None = None,
     ) -> Exit:
         """Run for exactly so many steps, or to the first check point at or behind guest time `until` (ns), or until
-        something else ends it.
+        something else ends it. Raises `MachineError` where there is nothing to run.
 
         `harts`: the others stand still. `step`: to behind the next step of this hart, breakpoint or not; it has the
         turn at once where it can run.
         """
-        self._until = NEVER if until is None else until
+        budget = NEVER if steps is None else _count(steps, "steps")
+        self._until = NEVER if until is None else _count(until, "ns as `until`")
+        if budget:
+            self.check_program()
         self._standing = frozenset() if harts is None else frozenset(range(len(self.harts))).difference(harts)
         self._stepping = step
         self._pause = False
         if self.watchpoints and len(pages(self.watchpoints)) > WATCHED_PAGES:
             raise MachineError(f"watchpoints lie in at most {WATCHED_PAGES} pages")
         before = self.clock.steps
-        end = NEVER if steps is None else before + steps
+        end = before + budget
         self.clock.start()
         try:
             with Interruptible(self.stop):
@@ -295,6 +310,9 @@ class Computer:
         finally:
             self.clock.alarm = None
             self.clock.stop()
+
+    def check_program(self) -> None:
+        """Raises `MachineError` where no program was loaded."""
 
     def ran(self, steps: int) -> None:
         """`run` has taken so many steps: a virtual machine's are its host machine's too."""

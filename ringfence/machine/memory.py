@@ -7,12 +7,20 @@ import os
 from collections.abc import Iterator
 from weakref import finalize
 
-from ringfence.errors import MachineError
+from ringfence.errors import OutOfMemory
 from ringfence.machine.device.device import AccessFault
 
 FRAME = 4096
 READ, WRITE, EXECUTE = 1, 2, 4
 """Rights to a frame."""
+
+
+def amount(size: int) -> str:
+    """A number of bytes in the largest unit that leaves it whole: 96 MiB, 2 GiB."""
+    for power, unit in ((50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size and size % (1 << power) == 0:
+            return f"{size >> power} {unit}"
+    return f"{size} bytes"
 
 
 class Ram:
@@ -39,7 +47,8 @@ class Ram:
             self.map = mmap.mmap(self.fd, size)
             self.flags = mmap.mmap(-1, max(size // FRAME, 1))
         except (OSError, ValueError, OverflowError) as error:
-            raise MachineError(f"cannot get {size >> 20} MiB of memory: {error}") from None
+            why = error.strerror if isinstance(error, OSError) else error
+            raise OutOfMemory(f"the host does not give {amount(size)} of memory: {why}") from None
         self.derived = Derived()
 
     def offset(self, pa: int, length: int) -> int:

@@ -2,7 +2,7 @@
 
     insn  STEPS HART MODE PC  bits instruction
     trap  STEPS HART MODE PC  -> mode and pc where it leads, cause, tval
-    csr   STEPS HART MODE PC  instruction: the fields of the hart's state that it changed
+    csr   STEPS HART MODE PC  instruction: what it read, and the fields of the hart's state that it changed
     io    STEPS HART MODE PC  a chip and its register's offset, <- written or -> read (bytes)
 
 Numbers are hexadecimal, but for steps, harts and sizes.
@@ -66,12 +66,13 @@ class _Traced(Known):
             self._line(f"insn {self._where} {bits} {disassemble(self._bits, pc)}")
         bound = bind(self._bits) if csrs else None
         if bound is not None and "csr" in bound.row.fields:
+            read = [f"read {hart.words[bound.result]:#x}"] if bound.result < 32 else []  # 32: into x0
             changed = [
                 f"{name} {old[f.offset >> 3]:#x} -> {hart[name]:#x}"
                 for name, f in FIELDS.items()
                 if f.count == 1 and name != "pc" and old[f.offset >> 3] != hart[name]
             ]
-            self._line(f"csr  {self._where} {disassemble(self._bits, pc)}: {', '.join(changed) or 'no change'}")
+            self._line(f"csr  {self._where} {disassemble(self._bits, pc)}: {', '.join(read + changed) or 'no change'}")
         return check
 
     def interrupt(self, hart: Hart) -> bool:

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Literal
 
 from ringfence.errors import MachineError, OutOfMemory
-from ringfence.machine.board import RAM, MiB, Virt, assemble, check, virt
+from ringfence.machine.board import RAM, Virt, assemble, check, virt
 from ringfence.machine.clock import Source
 from ringfence.machine.device.uart16550 import ConsoleOut
 from ringfence.machine.device.virtio_blk import SECTOR, Disk
 from ringfence.machine.machine import Computer, Engine
-from ringfence.machine.memory import FRAME, READ
+from ringfence.machine.memory import FRAME, READ, amount
 from ringfence.monitor.allocator import Allocator
 from ringfence.monitor.map import SUPERPAGE, F, GuestRam
 from ringfence.monitor.pager import PagingDisk
@@ -58,7 +58,7 @@ def nested(
     sizes = [memory]
     for _ in range(depth):
         sizes.append(sizes[-1] + overhead(sizes[-1]))
-    check(memory, harts, 1, 1, len(disks))
+    check(memory, harts, 1, 1, len(disks), clock)
     machine = virt(sizes.pop(), harts, engine=engine, disks=disks)
     while len(sizes) > 1:
         monitor = Monitor(machine)
@@ -132,7 +132,7 @@ class Monitor:
         Raises MachineError."""
         if name in self.guests or not name or "/" in name:
             raise MachineError(f"a machine needs a name of its own without a slash, not {name!r}")
-        check(memory, harts, step_ns, turn, len(disks))
+        check(memory, harts, step_ns, turn, len(disks), clock)
         allocator = self._allocator
         f = F(self.machine.ram, memory, allocator.root(), self._table, self._free_table)
 
@@ -166,7 +166,7 @@ class Monitor:
             attach(name, self._extents, disks)
         except OutOfMemory:
             self._release(vm)
-            raise MachineError(f"{resident // MiB} MiB of resident memory are more than is free") from None
+            raise MachineError(f"{amount(resident)} of resident memory is more than is free") from None
         except MachineError:
             self._release(vm)
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import resource
 import select
 import signal
 import subprocess
@@ -85,8 +86,9 @@ def kernel(tmp_path: Path) -> Callable[..., str]:
     [
         (["runn"], 2, "No such command 'runn'"),
         (["run", "--nothing"], 2, "--nothing"),
-        (["run", "-m", "0"], 2, "at least 4 MiB"),
-        (["run", "-m", "1P"], 2, "more than the host's"),
+        (["run", "-m", "0"], 2, "at least 4 MiB of memory, not 0 bytes"),
+        (["run", "-m", "3M"], 2, "at least 4 MiB of memory, not 3 MiB"),
+        (["run", "-m", "1P"], 2, "1 PiB of memory is more than the host's"),
         (["run", "-m", "many"], 2, "'many' is no amount of memory"),
         (["run", "-m", "-5M"], 2, "is no amount of memory"),
         (["run", "--harts", "0"], 2, "1 to 8 harts, not 0"),
@@ -101,12 +103,14 @@ def kernel(tmp_path: Path) -> Callable[..., str]:
         (["run", "corral", "--", "ls"], 2, "runs no command"),
         (["run", "nosuch"], 127, "no image is called 'nosuch': there are debian and corral, which is built in"),
         (["run", "coral"], 127, "did you mean corral"),
+        (["run", "--kernel", ""], 2, "'--kernel': a file has a name, and this is empty"),
+        (["run", "--dump-dtb", ""], 2, "'--dump-dtb': a file has a name, and this is empty"),
         (["run", "--kernel", "/nowhere/Image"], 126, "/nowhere/Image does not exist"),
         (["run", "--kernel", "/"], 126, "is a directory"),
         (["run", "--kernel", "/bin/sh"], 126, "not for RISC-V"),
         (["run", "--kernel", "/etc/passwd"], 126, "neither a RISC-V ELF file nor a RISC-V Linux Image"),
         (["run", "--bios", "/bin/sh"], 126, "firmware /bin/sh is for"),
-        (["run", "--dump-dtb", "/nowhere/x.dtb"], 2, "cannot be written to /nowhere/x.dtb"),
+        (["run", "--dump-dtb", "/nowhere/x.dtb"], 125, "cannot be written to /nowhere/x.dtb"),
         (["image", "path", "nosuch"], 127, "no image is called 'nosuch'"),
         (["image", "rm", "corral"], 127, "corral is built in"),
         (["image", "pull", "debian", "--mirror", ""], 2, "a mirror's address is"),
@@ -300,11 +304,58 @@ def test_run_writes_json() -> None:
 
 def test_run_dumps_the_device_tree(tmp_path: Path) -> None:
     """The tree that the guest would get, to a file or to standard output, and nothing is run."""
-    to_file = ringfence("run", "--dump-dtb", str(tmp_path / "x.dtb"), "--append", "hello there")
-    to_output = ringfence("run", "--dump-dtb", "-", "--append", "hello there")
+    append = os.fsdecode(b"hello \xff there")  # as it was typed, where it is no UTF-8
+    to_file = ringfence("run", "--dump-dtb", str(tmp_path / "x.dtb"), "--append", append)
+    to_output = ringfence("run", "--dump-dtb", "-", "--append", append)
     assert (to_file.returncode, to_output.returncode) == (0, 0)
     assert (tmp_path / "x.dtb").read_bytes() == to_output.stdout
-    assert to_output.stdout.startswith(b"\xd0\x0d\xfe\xed") and b"hello there\0" in to_output.stdout
+    assert to_output.stdout.startswith(b"\xd0\x0d\xfe\xed") and b"hello \xff there\0" in to_output.stdout
+
+
+def test_run_says_that_the_host_has_no_memory() -> None:
+    """Which is no wrong use: status 125."""
+    found = subprocess.run(
+        [*COMMAND, "run", "-m", "2G"],
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30)),
+    )
+    assert found.returncode == 125 and sentence(found).startswith("the host does not give 2 GiB of memory: ")
+
+
+@pytest.mark.parametrize("name,only_read", [("fs.img", 0), ("fs.img:ro", 1), ("odd:ro", 0), ("odd:ro:ro", 1)])
+def test_run_tells_the_guest_that_a_disk_is_only_read(
+    kernel: Callable[..., str], tmp_path: Path, name: str, only_read: int
+) -> None:
+    """VIRTIO_BLK_F_RO is offered for FILE:ro alone, which is a file itself where there is one of that name."""
+    for file in ("fs.img", "odd:ro"):
+        (tmp_path / file).write_bytes(bytes(512))
+    status = [
+        asm("lui", rd=T1, imm=0x1000_1000),
+        asm("lw", rd=T0, rs1=T1, imm=0x10),
+        asm("andi", rd=T0, rs1=T0, imm=1 << 5),
+        asm("slli", rd=T0, rs1=T0, shamt=11),
+        asm("lui", rd=T1, imm=0x3000),
+        asm("addi", rd=T1, rs1=T1, imm=0x333),
+        asm("add", rd=T0, rs1=T0, rs2=T1),
+        asm("lui", rd=T1, imm=FINISHER),
+        asm("sw", rs1=T1, rs2=T0, imm=0),
+    ]
+    found = ringfence("run", "--kernel", kernel(*status, SPIN), "--disk", str(tmp_path / name))
+    assert found.returncode == only_read, found.stderr
+
+
+@pytest.mark.parametrize("names,status", [("ww", 2), ("wr", 2), ("rw", 2), ("rr", 0)])
+def test_run_shares_a_disk_that_is_only_read(
+    kernel: Callable[..., str], tmp_path: Path, names: str, status: int
+) -> None:
+    """With itself; otherwise who gives it twice is told so."""
+    (tmp_path / "fs.img").write_bytes(bytes(512))
+    (tmp_path / "link").symlink_to("fs.img")
+    files = [f"{tmp_path}/{file}{':ro' * (how == 'r')}" for file, how in zip(("fs.img", "link"), names, strict=True)]
+    found = ringfence("run", "--kernel", kernel(*leave(0x5555)), "--disk", files[0], "--disk", files[1])
+    assert found.returncode == status
+    if status:
+        assert sentence(found) == f"disk image {tmp_path}/link is given twice, which needs :ro behind it both times"
 
 
 def test_run_traces_to_standard_error() -> None:
@@ -494,6 +545,28 @@ def test_terminal_that_closes_ends_the_machine() -> None:
         pid, status = os.waitpid(person.pid, os.WNOHANG)
         if pid:
             assert os.waitstatus_to_exitcode(status) in (129, -signal.SIGHUP)
+            return
+        time.sleep(0.05)
+    os.kill(person.pid, signal.SIGKILL)
+    raise AssertionError("it still runs")
+
+
+def test_terminal_that_closes_ends_a_machine_that_waits_for_gdb() -> None:
+    """Without a signal too: nothing of the guest's would ever meet the end of output."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        person = Person("--gdb", "0", "-S")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    person.until(b"symbol-file")
+    while not person.raw():
+        time.sleep(0.01)
+    os.close(person.fd)
+    limit = time.monotonic() + 10
+    while time.monotonic() < limit:
+        pid, status = os.waitpid(person.pid, os.WNOHANG)
+        if pid:
+            assert os.waitstatus_to_exitcode(status) == 129
             return
         time.sleep(0.05)
     os.kill(person.pid, signal.SIGKILL)

@@ -162,6 +162,7 @@ REFUSED = {
     "Image too large": (image(image_size=64 * MiB, size=2 * MiB), "more than the 8 MiB of memory"),
     "Image cut": (image(image_size=1 << 40), "of an Image of"),
     "Image big-endian": (image(flags=1), "big-endian"),
+    "Image odd": (image(text_offset=0x20_0001), "for 0x200001 behind .*, which is odd"),
     "Image far away": (image(text_offset=1 << 63), "memory is"),
     "gzip cut": (gzip.compress(image())[:-20], "ends too early"),
     "gzip damaged": (gzip.compress(image())[:20] + b"\xff" * 50, "damaged gzip"),
@@ -179,6 +180,15 @@ def test_loader_refuses_what_cannot_boot(name: str) -> None:
     with pytest.raises(NotBootable, match=why):
         load(board, data)
     assert board.ram.read(RAM, 4) == b"mine"
+
+
+def test_loader_refuses_a_table_that_no_file_reaches(tmp_path: Path) -> None:
+    """Not even the host's own files are so large."""
+    path = tmp_path / "kernel"
+    for place in (1 << 63, (1 << 64) - 1):
+        path.write_bytes(elf()[:32] + place.to_bytes(8, "little") + elf()[40:])
+        with pytest.raises(NotBootable, match="table of segments"):
+            load(machine(), path)
 
 
 def test_loader_refuses_an_initrd_that_does_not_fit() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -104,15 +105,17 @@ def test_run_until_a_time_ends_there() -> None:
         ({"harts": 0}, "1 to 8 harts, not 0"),
         ({"harts": 1000}, "1 to 8 harts, not 1000"),
         ({"memory": 0}, "at least 4 MiB"),
-        ({"memory": 5 * MiB + 1}, "multiple of 4096"),
-        ({"memory": 1 << 50}, "more than the host's"),
+        ({"memory": 5 * MiB + 1}, "multiple of 4 KiB, which 5242881 bytes is not"),
+        ({"memory": 1 << 50}, "^1 PiB of memory is more than the host's"),
         ({"turn": 0}, "at least 1 step"),
+        ({"clock": "foo"}, "no clock 'foo': a machine's is virtual or host"),
+        ({"engine": "foo"}, "no engine 'foo': a machine's is threaded or reference"),
     ],
 )
-def test_board_refuses_what_no_machine_is(arguments: dict[str, int], why: str) -> None:
+def test_board_refuses_what_no_machine_is(arguments: dict[str, Any], why: str) -> None:
     """Limits are errors that say them."""
     with pytest.raises(MachineError, match=why):
-        virt(**arguments, engine="reference")  # type: ignore[arg-type]
+        virt(**{"engine": "reference", **arguments})
 
 
 @pytest.mark.parametrize("harts", [1, HARTS])
@@ -147,6 +150,8 @@ def test_trace_writes_a_line_an_event() -> None:
     assert sum(line.startswith(("insn", "trap")) for line in lines) == ended.steps
     assert any("uart16550+0x0 <- " in line for line in lines)
     assert any(" sstatus" in line for line in lines if line.startswith("csr"))
+    reads = [line for line in lines if re.match(r"csr .*csrrs a0, time, zero", line)]
+    assert reads and all(re.search(r": read 0x[1-9a-f]", line) for line in reads)
 
 
 def test_trace_needs_the_reference() -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from itertools import cycle
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
-from ringfence import CORRAL, Budget, Deadline, MiB, PowerOff, Virt, load, virt
+from ringfence import CORRAL, Budget, Deadline, MachineError, MiB, PowerOff, Virt, load, virt
 from ringfence.isa import pmp
 from ringfence.isa.csr import CSRS
 from ringfence.isa.spec import ISA, X_NAMES
@@ -246,6 +247,35 @@ def test_run_until_ends_a_busy_loop_by_the_hosts_clock(engine: EngineName) -> No
         assert board.clock.now() == stood
         assert isinstance(board.run(until=stood + 20_000_000), Deadline)
         assert stood + 20_000_000 <= board.clock.now() < stood + 2_000_000_000
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_run_until_ends_a_loop_of_traps_by_the_hosts_clock(engine: EngineName) -> None:
+    """Native code is left at each, before it comes to a check point of its own."""
+    board = machine(engine, 0, clock="host")
+    board.harts[0].mtvec = RAM
+    bound = threading.Timer(5, board.stop)
+    bound.start()
+    assert isinstance(board.run(until=20_000_000), Deadline)
+    bound.cancel()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"steps": -1}, MachineError),
+        ({"steps": 1.5}, TypeError),
+        ({"until": -1}, MachineError),
+        ({"until": 1e9}, TypeError),
+        ({"until": "soon"}, TypeError),
+    ],
+)
+def test_run_takes_whole_numbers(arguments: dict[str, Any], error: type[Exception]) -> None:
+    """Anything else is refused before a step."""
+    board = corral()
+    with pytest.raises(error, match=rf"whole number of .* not {next(iter(arguments.values()))!r}$"):
+        board.run(**arguments)
+    assert board.steps == 0
 
 
 def test_waiting_by_the_hosts_clock_costs_nothing() -> None:

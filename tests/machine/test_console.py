@@ -1,7 +1,11 @@
 """The console in a program's hands, and the machine as it is used from Python."""
 
+import inspect
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +24,7 @@ from ringfence import (
     load,
     virt,
 )
+from ringfence.machine.board import RAM
 
 
 def corral(engine: str = "threaded", harts: int = 1, console: Console | None = None) -> Virt:
@@ -122,6 +127,28 @@ def test_expect_says_that_it_met_a_breakpoint() -> None:
         board.console.expect("xyzzy")
 
 
+@pytest.mark.parametrize("engine", ["threaded", "reference"])
+def test_expect_times_out_in_real_time(engine: str) -> None:
+    """A guest that gets on by traps alone takes ages for a second of its own; runs after that are as ever."""
+    board = virt(4 * MiB, engine=engine)  # type: ignore[arg-type]
+    board.harts[0].pc = RAM
+    with pytest.raises(ConsoleError, match=r"within 0\.1 seconds of real time; it has printed nothing"):
+        board.console.expect("x", timeout=1e-3, wall_timeout=0.1)
+    assert isinstance(board.run(10), Budget)
+    for seconds in (float("nan"), -1):
+        with pytest.raises(MachineError, match="0 to 1e"):
+            board.console.expect("x", seconds)
+
+
+@pytest.mark.parametrize(
+    "run", [Virt.run, lambda board: board.run(1), lambda board: board.console.expect("x", 1)], ids=["", "1", "expect"]
+)
+def test_machine_without_a_program_does_not_run(run: Callable[[Virt], object]) -> None:
+    """One that nothing was loaded into says so at once."""
+    with pytest.raises(MachineError, match=r"nothing to run: load\(machine, kernel\)"):
+        run(virt(4 * MiB, 2))
+
+
 def test_console_hands_on_and_keeps_the_last() -> None:
     """The machine's own console gets every byte; what is kept is bounded."""
 
@@ -183,6 +210,36 @@ def test_machine_memory_refuses_what_is_none(where: slice) -> None:
         board.memory[:10]
     with pytest.raises(MachineError, match="do not fit"):
         board.memory[0x8000_0000:0x8000_0002] = b"x"
+
+
+@pytest.mark.parametrize("name", ["nosuch", "x", "x32", ""])
+def test_machine_names_the_register_that_it_has_not(name: str) -> None:
+    """Read or set, by the hart or as a CSR."""
+    board = corral()
+    hart = board.harts[0]
+    for use in (lambda: hart[name], lambda: hart.__setitem__(name, 1), lambda: board.csr(name)):
+        with pytest.raises(MachineError, match=f"called {name!r}$"):
+            use()
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "text", [README.partition("```python\n")[2].partition("```")[0], inspect.getdoc(ringfence)], ids=["README", "help"]
+)
+def test_ringfence_does_what_its_example_says(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of so many steps takes just so many."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    names: dict[str, object] = {}
+    runs = 0
+    for line in text.splitlines():
+        if line.strip().startswith("m.run("):
+            runs += 1
+            assert isinstance(eval(line.strip(), names), Budget)
+        elif re.match(r" *(from|m = |load\(|m\.)", line):
+            exec(line.strip(), names)
+    assert runs == 1
 
 
 def test_pause_returns_behind_the_instruction() -> None:

@@ -182,6 +182,7 @@ def too_deep() -> Node:
         ("x", -1, "does not fit"),
         ("x", U64(1 << 64), "does not fit 8 bytes"),
         ("x", "a\0b", "zero byte"),
+        ("x", "\ud800", "is no text"),
         ("x", Node("stray"), "stray is referred to from outside its tree"),
         ("a b", 1, "'a b' cannot be a name"),
         ("", 1, "cannot be a name"),

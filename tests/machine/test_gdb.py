@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -10,7 +11,10 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 
+import msgspec
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
@@ -31,6 +35,7 @@ from ringfence import (
     load,
     virt,
 )
+from ringfence.guest.image import Lock
 from ringfence.isa.spec import ISA
 from ringfence.isa.trap import U
 from ringfence.machine import gdb_monitor
@@ -469,6 +474,31 @@ def test_debugger_gives_back_what_is_not_gdbs() -> None:
         debugger.close()
 
 
+def test_debugger_that_waits_is_let_go_by_gdb_alone(serve: Serve) -> None:
+    """A gdb that goes before it says so, and whoever only tries the port, leave the machine where it stands."""
+    board = loop()
+    client = serve(board)
+    client.socket.close()
+    for said in (b"", b"GET / HTTP/1.0\r\n\r\n"):
+        with socket.create_connection(client.debugger.address, timeout=10) as visitor:
+            visitor.sendall(said)
+        time.sleep(0.05)
+    client.connect()
+    assert client.ask(b"?") == b"T05thread:1;" and board.steps == 0
+    assert client.ask(b"D") == b"OK"
+    wait(lambda: running(board) > 1000)
+
+
+@pytest.mark.parametrize(
+    ("host", "why"), [("é..x", "é..x:5: that is no name of a host"), ("::1%nosuch", r"\[::1%nosuch\]:5: [A-Z][a-z ]+$")]
+)
+def test_debugger_says_what_is_wrong_with_a_host(host: str, why: str) -> None:
+    """In the words of whoever looked it up."""
+    with pytest.raises(MachineError, match=why) as caught:
+        Debugger(_BOARD, host, 5)
+    assert "Unknown" not in str(caught.value)
+
+
 def test_debugger_that_waits_heeds_a_stop() -> None:
     """A machine that waits for gdb can still be ended."""
     board = loop()
@@ -563,31 +593,68 @@ def test_debugger_survives_a_hostile_client(serve: Serve) -> None:
     assert client.ask(b"qC").startswith(b"QC")
 
 
-def test_run_lets_gdb_in() -> None:
-    """`ringfence run --gdb 0 -S` says where, waits, and goes on when gdb detaches; its status is the guest's."""
+@pytest.mark.parametrize(("option", "host"), [("0", "127.0.0.1"), ("[::1]:0", "::1")])
+def test_run_lets_gdb_in(option: str, host: str) -> None:
+    """`ringfence run --gdb 0 -S` says where, and where its symbols are, waits, and goes on when gdb detaches; its
+    status is the guest's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, 0), family=family).close()
+    except OSError:
+        pytest.skip(f"this host has no {host}")
     process = subprocess.Popen(
-        [sys.executable, "-m", "ringfence", "run", "--gdb", "0", "-S"],
+        [sys.executable, "-m", "ringfence", "run", "--gdb", option, "-S"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert process.stdin and process.stderr
+    assert process.stdin and process.stdout and process.stderr
     try:
         said = process.stderr.readline().decode()
-        found = re.fullmatch(r"waiting for gdb: target remote :(\d+)\n", said)
-        assert found, said
-        connection = socket.create_connection(("127.0.0.1", int(found[1])), timeout=10)
+        found = re.fullmatch(r"waiting for gdb: target remote (\S*):(\d+)\n", said)
+        assert found and found[1] == option[:-2], said
+        connection = socket.create_connection((host, int(found[2])), timeout=10)
         connection.sendall(frame(b"?") + frame(b"D"))
         process.stdin.write(b"poweroff\n")
-        output, _ = process.communicate(timeout=30)
-        assert process.returncode == 0 and b"Corral" in output
+        process.stdin.close()
+        output, rest = process.stdout.read(), process.stderr.read()
+        assert process.wait(30) == 0 and b"Corral" in output
+        assert rest.decode() == f"the guest's symbols: symbol-file {CORRAL}\n"
         assert b"+$T05thread:1;#" in connection.recv(4096)
         connection.close()
     finally:
         process.kill()
 
 
-@pytest.mark.parametrize("wrong", [["-S"], ["--gdb", "here"], ["--gdb", "99999"], ["--gdb=localhost:x"]])
+@pytest.mark.parametrize("symbols", [True, False])
+def test_run_says_where_an_images_symbols_are(symbols: bool, tmp_path: Path) -> None:
+    """By the name that lasts, as a command of gdb's; of an image without any, nothing."""
+    images = tmp_path / "ringfence" / "images"
+    made = images / ".debian.made"
+    made.mkdir(parents=True)
+    (images / "debian").symlink_to(made.name)
+    lock = Lock("debian", "trixie", "13", datetime.now(UTC), (), "", "", "", {"kernel": "", "initrd": ""})
+    (made / "lock.json").write_bytes(msgspec.json.encode(lock))
+    (made / "kernel").write_bytes(CORRAL.read_bytes())
+    (made / "initrd").write_bytes(b"initrd")
+    if symbols:
+        (made / "symbols.elf").touch()
+    found = subprocess.run(
+        [sys.executable, "-m", "ringfence", "run", "debian", "--gdb=0", "--timeout=1e-6", "--engine=reference"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )
+    told = [line for line in found.stderr.splitlines() if "symbol-file" in line]
+    assert found.returncode == 124
+    assert told == [f"the guest's symbols: symbol-file {images}/debian/symbols.elf"] * symbols
+
+
+@pytest.mark.parametrize(
+    "wrong", [["-S"], ["--gdb", "here"], ["--gdb", "99999"], ["--gdb=localhost:x"], ["--gdb=::1:5"], ["--gdb=é..x:5"]]
+)
 def test_run_refuses_what_is_no_address(wrong: list[str]) -> None:
     """With one sentence and status 2."""
     found = subprocess.run([sys.executable, "-m", "ringfence", "run", *wrong], capture_output=True, text=True)

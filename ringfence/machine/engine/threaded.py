@@ -80,10 +80,12 @@ class Threaded:
                     return check
                 if check and (
                     clock.steps >= deadline
+                    or words[_KICK]  # native code that leaves at once would never heed it
                     or hart.waiting
                     or hart.stopped
                     or (words[_MIP] | words[_LINES]) & words[_MIE]
                 ):
+                    words[_KICK] = 0
                     return True
                 if virtual:
                     deadline = min(deadline, clock.next_step())
