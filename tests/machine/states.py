@@ -303,7 +303,7 @@ def describe(board: Virt) -> Iterator[tuple[str, object]]:
 
 
 def digest(board: Virt) -> str:
-    found = blake2b(board.ram.map, digest_size=16)
+    found = blake2b(board.ram.read(RAM, board.ram.size), digest_size=16)
     found.update(repr(list(describe(board))).encode())
     return found.hexdigest()
 
@@ -315,7 +315,7 @@ def difference(a: Virt, b: Virt, size: int = MEMORY) -> list[str]:
         for (name, x), (_, y) in zip(describe(a), describe(b), strict=True)
         if x != y
     ]
-    ram_a, ram_b = a.ram.map[:size], b.ram.map[:size]
+    ram_a, ram_b = (board.ram.read(RAM, size) for board in (a, b))
     if ram_a != ram_b:
         at = next(n for n in range(size) if ram_a[n] != ram_b[n])
         found.append(

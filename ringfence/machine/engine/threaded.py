@@ -125,6 +125,7 @@ class Threaded:
         n = next((n for n in range(layout.SPACES) if not words[INDEX["space_keys"] + n]), 0)
         words[INDEX["space_keys"] + n] = words[INDEX["space_key"]]
         words[INDEX["spaces"] + n] = satp
+        words[INDEX["space_key"]] = 0
 
     def forget_spaces(self, hart: Hart) -> None:
         for n in range(layout.SPACES):
@@ -137,6 +138,7 @@ class Threaded:
         _tell_time(words, clock, offset)
         words[_STEPS] = clock.steps
         words[_DEADLINE] = max(deadline, 0)
+        words[INDEX["space_key"]] = 0  # satp is the monitor's choice
         while True:
             words[_LIMIT] = 0 if words[_KICK] else words[_DEADLINE]
             action = self.native.enter(address)

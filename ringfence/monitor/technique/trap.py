@@ -34,13 +34,17 @@ RETIRE = 64
 _PAGE = {Cause.FETCH_PAGE: Access.FETCH, Cause.LOAD_PAGE: Access.LOAD, Cause.STORE_PAGE: Access.STORE}
 _RIGHT = {Access.FETCH: EXECUTE, Access.LOAD: READ, Access.STORE: WRITE}
 _PTE = {Access.FETCH: X, Access.LOAD: R, Access.STORE: W}
-_NONE = (1 << 64) - 1
+PROTECTIONS = 32
+"""Configurations of protection that there are shadows for."""
+ELSEWHERE = 1
+"""A reservation of bytes for which f has no answer; like none, it is no granule's address."""
 
 _REGISTERS = slice(0, (FIELDS["pc"].offset >> 3) + 1)
 _FLOAT = slice(FIELDS["fflags"].offset >> 3, (FIELDS["frm"].offset >> 3) + 1)
 _PC, _PRIV, _MSTATUS, _SATP, _RESERVATION = (
     FIELDS[name].offset >> 3 for name in ("pc", "priv", "mstatus", "satp", "reservation")
 )
+_PMP = slice(FIELDS["pmpcfg0"].offset >> 3, (FIELDS["pmpaddr"].offset >> 3) + pmp.ENTRIES)
 _FS = 3 << Status.FS
 
 
@@ -54,9 +58,14 @@ class TrapAndEmulate:
         shadows.on_free = self._forget_spaces
         self._satp: dict[int, int] = {}
         """What satp of a hart that is lent on was, by that of the one that is lent for it."""
-        self._owners: dict[int, int] = {}
-        """Pages of the host's memory (by offset) and where in the guest's memory they are, or were."""
+        self._owners: dict[tuple[int, int], int] = {}
+        """Pages of the host's memory (by offset and size) and where in the guest's memory they are, or were."""
         self._writes: Counter[int] = Counter()
+        self._protections: dict[bytes, int] = {}
+        self._protected: dict[Hart, int] = {}
+        """Harts' protection of physical memory, which shadows depend on."""
+        for hart in computer.harts:
+            self.protection(hart)
 
     # machine.Engine
 
@@ -87,7 +96,15 @@ class TrapAndEmulate:
         self._host.engine.kick()
 
     def protection(self, hart: Hart) -> None:
-        self._shadows.drop()
+        registers = bytes(hart.words[_PMP])
+        if registers not in self._protections and len(self._protections) == PROTECTIONS:
+            self._protections.clear()
+            self._shadows.drop()
+            for other in self._protected:
+                self._protected[other] = self._protections.setdefault(bytes(other.words[_PMP]), len(self._protections))
+        self._protected[hart] = self._protections.setdefault(registers, len(self._protections))
+        if hart.number < len(self._real):
+            self._host.engine.forget_spaces(self._real[hart.number])
 
     def stops(self, breakpoints: Iterable[int], watched: Sequence[int]) -> None:
         self._host.engine.stops(breakpoints, watched)
@@ -100,6 +117,7 @@ class TrapAndEmulate:
     def lend(self, virtual: Hart | None = None) -> Hart:
         hart = user_hart(len(self._real))
         self._real.append(self._host.engine.lend(virtual))
+        self.protection(hart)
         return hart
 
     def launch(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> Trapped | None:
@@ -141,7 +159,7 @@ class TrapAndEmulate:
         lent[_REGISTERS] = words[_REGISTERS]
         lent[_FLOAT] = words[_FLOAT]
         lent[_MSTATUS] = lent[_MSTATUS] & ~_FS | (_FS if status & _FS == _FS else 0)
-        lent[_RESERVATION] = self._real_granule(words[_RESERVATION])
+        lent[_RESERVATION] = reserved = self._real_granule(words[_RESERVATION])
         self._satp[root := self._root(hart)] = words[_SATP]
         lent[_SATP] = root
         launch = self._host.engine.launch
@@ -164,7 +182,8 @@ class TrapAndEmulate:
             lent[_SATP] = root
         words[_REGISTERS] = lent[_REGISTERS]
         words[_FLOAT] = lent[_FLOAT]
-        words[_RESERVATION] = self._virtual_granule(lent[_RESERVATION])
+        if lent[_RESERVATION] != reserved:
+            words[_RESERVATION] = self._virtual_granule(lent[_RESERVATION])
         return trapped
 
     def _lies(self, at: int) -> tuple[int, int, int] | None:
@@ -181,16 +200,19 @@ class TrapAndEmulate:
 
     def _real_granule(self, pa: int) -> int:
         """Of a reservation, the host's physical address."""
-        found = None if pa == _NONE else self._lies(pa - self._ram.base)
-        return _NONE if found is None else self._host.ram.base + found[0]
+        if pa & 63:
+            return pa
+        at = pa - self._ram.base
+        found = self._lies(at) if 0 <= at < self._ram.size else None
+        return ELSEWHERE if found is None else self._host.ram.base + found[0]
 
     def _virtual_granule(self, pa: int) -> int:
         """And the guest's."""
-        if pa == _NONE:
+        if pa & 63:
             return pa
         to = pa - self._host.ram.base
         for size in (FRAME, SUPERPAGE):
-            at = self._owners.get(to & -size | size)
+            at = self._owners.get((to & -size, size))
             if at is not None:
                 found = self._lies(at | to & size - 1)
                 if found is not None and found[0] == to:
@@ -204,10 +226,11 @@ class TrapAndEmulate:
         base = self._ram.base
         satp, mode = hart.satp, _mode(hart)
         number = satp >> 60
+        protected = self._protected[hart] << 8
         if mode is None:
-            number, key = SHADOW_MODE, Key(-base, 2, int(hart.priv == M), RIGHTS)
+            number, key = SHADOW_MODE, Key(-base, 2, protected | (hart.priv == M), RIGHTS)
         elif 0 <= (at := ((satp & PPN) << 12) - base) < self._ram.size:
-            key = Key(at, MODES[number] - 1, mode, None)
+            key = Key(at, MODES[number] - 1, protected | mode, None)
         else:  # no walk begins there
             key = Key(0, MODES[number] - 1, 0, 0)
         return number << 60 | (self._host.ram.base + self._shadows.table(key).place) // FRAME
@@ -234,16 +257,16 @@ class TrapAndEmulate:
             shadows.drop()
         ram.place(at, _RIGHT[access])
 
-        mode = _mode(hart)
+        mode, protected = _mode(hart), self._protected[hart] << 8
         if mode is None:
             level, rights = 2, RIGHTS
-            table = shadows.table(Key(-ram.base, 2, int(machine), RIGHTS))
+            table = shadows.table(Key(-ram.base, 2, protected | machine, RIGHTS))
         else:
             level = MODES[hart.satp >> 60] - 1
-            table = shadows.table(Key(trail[0] & -FRAME, level, mode, None))
+            table = shadows.table(Key(trail[0] & -FRAME, level, protected | mode, None))
             for entry, below in pairwise(trail):
                 level -= 1
-                child = shadows.table(Key(below & -FRAME, level, mode, None))
+                child = shadows.table(Key(below & -FRAME, level, protected | mode, None))
                 shadows.link(table, (entry & FRAME - 1) >> 3, child)
                 table = child
             rights = _rights(int.from_bytes(ram.peek(trail[-1], 8), "little"), mode)
@@ -253,7 +276,7 @@ class TrapAndEmulate:
             first = pa - ram.base & -size
             if level == 0 or (level == 1 and self._maps_whole(hart, first, machine, granted)):
                 break
-            child = shadows.table(Key(first, level - 1, int(machine), rights))
+            child = shadows.table(Key(first, level - 1, protected | machine, rights))
             shadows.link(table, n, child)
             table, level = child, level - 1
         found = self._lies(first)
@@ -268,7 +291,7 @@ class TrapAndEmulate:
             rights &= ~W
         if not rights & _PTE[access]:
             return False
-        self._owners[to | size] = first
+        self._owners[to, size] = first
         shadows.map(table, n, first, to, rights)
         return True
 

@@ -1,0 +1,118 @@
+"""Trap and emulate: a guest whose modes all run in user mode does not notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+import test_engine_changes as changes
+from states import MEMORY, SCALE, difference, digest, machine
+from test_engine_programs import STEPS, Program, check
+from test_equivalence import bare_selftest, boot, selftest
+
+from ringfence import Image, MiB, Monitor, Virt, nested, virt
+from ringfence.monitor.monitor import Technique
+
+Engine = Literal["threaded", "reference"]
+TRAP: list[Technique] = ["trap"]
+VIRTUALIZER: list[Technique] = ["virtualizer"]
+
+
+def trapped(engine: Engine, depth: int = 1, harts: int = 1, turn: int = 300, seed: int = 1) -> Virt:
+    """The machine of `states`, on monitors."""
+    host: Virt = virt(64 * MiB, engine=engine)
+    for _ in range(depth - 1):
+        host = Monitor(host).create("outer", host.ram.size - 8 * MiB, technique="trap")
+    return Monitor(host).create("inner", MEMORY, harts, turn=turn, seed=seed, technique="trap")
+
+
+@pytest.mark.parametrize(("engine", "depth", "cases"), [("threaded", 1, 30), ("threaded", 3, 10), ("reference", 1, 5)])
+def test_random_programs_are_the_same(engine: Engine, depth: int, cases: int) -> None:
+    """Programs that change page tables, privilege and code end as they do in the reference on the bare machine."""
+    for case in range(round(cases * SCALE)):
+        program = Program(f"trap {case}")
+        expected, found = program.load(machine()), program.load(trapped(engine, depth))
+        ends = [board.run(until=program.clock * 100 + STEPS) for board in (expected, found)]
+        check(expected, found, f"program trap {case}")
+        assert ends[0] == ends[1]
+
+
+def test_random_programs_of_several_harts_are_the_same() -> None:
+    """Harts share shadows, and take turns."""
+    for case in range(round(15 * SCALE)):
+        program = Program(f"trap harts {case}", 3)
+        expected = program.load(machine(harts=3, turn=50, seed=case))
+        found = program.load(trapped("threaded", harts=3, turn=50, seed=case))
+        ends = [board.run(until=program.clock * 100 + STEPS) for board in (expected, found)]
+        check(expected, found, f"program trap harts {case}")
+        assert ends[0] == ends[1]
+
+
+def test_random_programs_do_not_depend_on_stops() -> None:
+    """A run in pieces is the run in one."""
+    for case in range(round(8 * SCALE)):
+        program = Program(f"trap stops {case}")
+        whole, cut = program.load(machine()), program.load(trapped("threaded"))
+        whole.run(6000)
+        for piece in (1, 998, 1, 3000, 2000):
+            cut.run(piece)
+        check(whole, cut, f"program trap stops {case}")
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("name", changes.CHANGES)
+def test_change_is_seen_at_once(name: str, depth: int) -> None:
+    """What the guest changes in a page table, protection or status is so for its next access, without any fence."""
+    change = changes.CHANGES[name]
+    expected, found = changes.load(machine(), change), changes.load(trapped("threaded", depth), change)
+    for end in range(100, changes.STEPS, 100):
+        ends = expected.run(until=end), found.run(until=end)
+        assert ends[0] == ends[1] and digest(expected) == digest(found), "\n".join(difference(expected, found, 1 << 17))
+
+
+MIXED = [TRAP, TRAP * 2, TRAP * 4, TRAP * 8, TRAP + VIRTUALIZER, VIRTUALIZER + TRAP, TRAP + VIRTUALIZER * 2 + TRAP]
+
+
+@pytest.mark.parametrize("techniques", MIXED, ids="-".join)
+def test_selftest_is_the_same_under_any_techniques(techniques: list[Technique]) -> None:
+    """Pure and mixed, to any depth."""
+    assert selftest(nested(len(techniques), 64 * MiB, technique=techniques)) == bare_selftest(1)
+
+
+def test_selftest_with_harts_is_the_same_under_trap() -> None:
+    assert selftest(nested(2, 64 * MiB, 3, technique="trap")) == bare_selftest(3)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_selftest_is_the_same_in_the_reference(depth: int) -> None:
+    assert selftest(nested(depth, 64 * MiB, engine="reference", technique="trap")) == bare_selftest(1)
+
+
+def test_debian_boots_the_same_under_trap(debian: Image) -> None:
+    """With every table of its own in user mode."""
+    assert boot(nested(1, 256 * MiB, technique="trap"), debian) == boot(nested(0, 256 * MiB), debian)
+
+
+@pytest.mark.parametrize("outer", ["trap", "virtualizer"])
+def test_frames_taken_from_a_trapped_guest_come_back(outer: Technique) -> None:
+    """Shadows follow f: frames are taken at both levels while the guest runs, and it ends as it would have."""
+    import random
+
+    rng = random.Random(3)
+    host = Monitor(virt(160 * MiB))
+    middle = host.create("middle", 120 * MiB, technique=outer)
+    monitor = Monitor(middle)
+    guest = monitor.create("guest", 64 * MiB, technique="trap")
+
+    def disturb(run: Callable[..., object]) -> Callable[..., object]:
+        def disturbed(*arguments: object, **named: object) -> object:
+            for taker, victim in ((monitor, guest), (host, middle)):
+                for _ in range(40):
+                    taker.page_out(victim, rng.randrange(victim.ram.size >> 12) << 12)
+            return run(*arguments, **named)
+
+        return disturbed
+
+    guest.engine.run = disturb(guest.engine.run)  # type: ignore[method-assign,assignment]
+    assert selftest(guest) == bare_selftest(1)
