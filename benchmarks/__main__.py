@@ -1,4 +1,4 @@
-"""Speed beside QEMU: `python -m benchmarks [--runs N] [NAME ...]`.
+"""Speed beside QEMU, and on monitors beside the bare machine: `python -m benchmarks [--runs N] [NAME ...]`.
 
 Each workload runs under Ringfence and under Debian's qemu-system-riscv64 (TCG) in turn, in the same run, as whole
 processes with the same guest, kernel, initrd and memory; medians of the wall-clock time are compared. A workload with
@@ -39,7 +39,7 @@ class Guest:
     initrd: Path | None = None
     append: str = ""
 
-    def ringfence(self) -> list[str]:
+    def ringfence(self, *options: str) -> list[str]:
         command = [
             sys.executable,
             "-m",
@@ -51,6 +51,7 @@ class Guest:
             "virtual",
             "--kernel",
             str(self.kernel),
+            *options,
         ]
         if self.initrd is None:
             return [*command, "--bios", "none"]
@@ -122,25 +123,67 @@ def timed(command: list[str]) -> tuple[float, int]:
     return time.perf_counter() - start, usage.ru_maxrss
 
 
+BARE = ("--depth", "0")
+MONITORS = {
+    "depth 1": ("--depth", "1"),
+    "depth 8": ("--depth", "8"),
+    "trap": ("--technique", "trap"),
+}
+"""What is compared with the bare machine, and how it is asked for."""
+PROMISED = {"depth 1": 1.01, "depth 8": 1.05, "trap": None}
+"""The most time, with the bare machine's = 1."""
+
+
+def beside_the_bare_machine(running: list[Workload], guests: dict[str, Guest], runs: int) -> None:
+    times: dict[tuple[str, str], list[float]] = {}
+    for _ in range(runs):
+        for w in running:
+            for name, options in (("bare", BARE), *MONITORS.items()):
+                times.setdefault((w.name, name), []).append(timed(guests[w.name].ringfence(*options))[0])
+
+    def median(w: Workload, name: str) -> float:
+        base = statistics.median(times[w.baseline, name]) if w.baseline else 0.0
+        return statistics.median(times[w.name, name]) - base
+
+    table = Table(title=f"Time on monitors, the bare machine's = 1; medians of {runs} alternating runs")
+    table.add_column("workload")
+    for heading in ("bare s", *(f"{name} ({f'at most {most}' if most else 's'})" for name, most in PROMISED.items())):
+        table.add_column(heading, justify="right")
+    for w in running:
+        alone = median(w, "bare")
+        found = [median(w, name) for name in MONITORS]
+        shown = [f"{t / alone:.3f}" if PROMISED[name] else f"{t:.2f}" for name, t in zip(MONITORS, found, strict=True)]
+        table.add_row(w.name, f"{alone:.2f}", *shown)
+    Console(width=120).print(table)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speed beside QEMU.")
+    parser = argparse.ArgumentParser(description="Speed beside QEMU, and on monitors beside the bare machine.")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", choices=["qemu", "monitors"], help="One of the two tables.")
     parser.add_argument("names", nargs="*", help=", ".join(w.name for w in WORKLOADS))
     options = parser.parse_args()
-    if shutil.which(QEMU) is None:
-        sys.exit(f"{QEMU} is not installed: it is in Debian's package qemu-system-misc")
     wanted = [w for w in WORKLOADS if not options.names or w.name in options.names]
     names = {w.name for w in wanted} | {w.baseline for w in wanted}
     running = [w for w in WORKLOADS if w.name in names]
     guests = {w.name: w.guest() for w in running}
+    for w in running:
+        timed(guests[w.name].ringfence(*BARE))  # compiles what is not in the cache yet
+    if options.only != "monitors":
+        beside_qemu(wanted, running, guests, options.runs)
+    if options.only != "qemu":
+        beside_the_bare_machine(running, guests, options.runs)
+
+
+def beside_qemu(wanted: list[Workload], running: list[Workload], guests: dict[str, Guest], runs: int) -> None:
+    if shutil.which(QEMU) is None:
+        sys.exit(f"{QEMU} is not installed: it is in Debian's package qemu-system-misc")
     ours: dict[str, list[float]] = {w.name: [] for w in running}
     theirs: dict[str, list[float]] = {w.name: [] for w in running}
     memory: dict[str, tuple[int, int]] = {}
-    for w in running:
-        timed(guests[w.name].ringfence())  # compiles what is not in the cache yet
-    for _ in range(options.runs):
+    for _ in range(runs):
         for w in running:
-            seconds, peak = timed(guests[w.name].ringfence())
+            seconds, peak = timed(guests[w.name].ringfence(*BARE))
             ours[w.name].append(seconds)
             seconds, other = timed(guests[w.name].qemu())
             theirs[w.name].append(seconds)
@@ -150,7 +193,7 @@ def main() -> None:
         base = statistics.median(runs[w.baseline]) if w.baseline else 0.0
         return statistics.median(runs[w.name]) - base
 
-    table = Table(title=f"Wall-clock medians of {options.runs} alternating runs")
+    table = Table(title=f"Wall-clock medians of {runs} alternating runs")
     for heading in ("workload", "Ringfence s", "QEMU s", "speed, QEMU = 1", "promised", "peak MiB, ours", "QEMU's"):
         table.add_column(heading, justify="left" if heading == "workload" else "right")
     for w in wanted:

@@ -185,9 +185,16 @@ Exit status: the guest's own, and
 @click.option(
     "--depth",
     type=click.IntRange(0, DEEPEST),
-    default=0,
+    default=1,
     show_default=True,
-    help="Monitors beneath it, one on the other.",
+    help="Monitors beneath it, one on the other; 0: it has the machine itself.",
+)
+@click.option(
+    "--technique",
+    type=click.Choice(["virtualizer", "trap"]),
+    default="virtualizer",
+    show_default=True,
+    help="How monitors keep control: the machine's own facility, or trap and emulate.",
 )
 @click.option("--engine", type=click.Choice(["threaded", "reference"]), help="What runs harts. Default: threaded.")
 def run(image: str | None, command: tuple[str, ...], **options: Any) -> None:
@@ -229,6 +236,7 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
         engine=engine,
         console=output,
         disks=_disks(options["disk"], stack),
+        technique=options["technique"],
     )
     try:
         program = load(board, guest.kernel, initrd=guest.initrd, append=guest.append, bios=guest.bios)

@@ -583,6 +583,17 @@ def test_terminal_shows_a_guests_panic_below_its_output() -> None:
     assert person.end() == 132
 
 
+def test_run_under_trap_is_a_run_on_the_bare_machine(kernel: Callable[..., str]) -> None:
+    """The technique shows in nothing that the guest does."""
+    path = kernel(*say("user mode\n"), *leave(7 << 16 | 0x3333))
+    found = [
+        ringfence("run", "--kernel", path, "--json", *more) for more in (["--depth", "0"], ["--technique", "trap"])
+    ]
+    assert {run.returncode for run in found} == {7} and {run.stdout for run in found} == {b"user mode\n"}
+    accounts = [{**json.loads(run.stderr), "wall_seconds": 0} for run in found]
+    assert accounts[0] == accounts[1]
+
+
 def test_run_on_monitors_is_a_run_on_the_bare_machine(kernel: Callable[..., str]) -> None:
     """Output, status and the machine's own account are the same at any depth."""
     path = kernel(*say("deep\n"), *leave(7 << 16 | 0x3333))
