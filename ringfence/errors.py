@@ -60,4 +60,6 @@ class ConsoleError(RingfenceError):
 
 
 class OutOfMemory(RingfenceError):
-    """A monitor's machine has no memory left that a machine on it needs."""
+    """A monitor's machine has no memory left that a machine on it needs: `machine`."""
+
+    machine: object = None

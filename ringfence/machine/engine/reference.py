@@ -519,3 +519,6 @@ class ReferenceEngine:
 
     def stops(self, breakpoints: Iterable[int], watched: Sequence[int]) -> None:
         pass
+
+    def close(self) -> None:
+        pass

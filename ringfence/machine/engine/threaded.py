@@ -118,6 +118,10 @@ class Threaded:
         if marked:  # where there was a breakpoint no record was kept
             native.drop_code()
 
+    def close(self) -> None:
+        for hart in self._computer.harts:
+            self.native.remove(hart)
+
     def _protect(self, hart: Hart) -> None:
         """Native code finds the hart's permissions in a byte a frame."""
         key = bytes(hart.words[_PMP])
