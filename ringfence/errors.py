@@ -68,4 +68,6 @@ class ConsoleError(RingfenceError):
 
 
 class OutOfMemory(RingfenceError):
-    """The host, or a monitor's machine, has no memory left that a machine on it needs."""
+    """The host, or a monitor's machine, has no memory left that a machine on it needs: `machine`."""
+
+    machine: object = None

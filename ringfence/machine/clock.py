@@ -51,6 +51,11 @@ class Clock:
             self._stopped_at = time.monotonic_ns()
 
     @property
+    def goes(self) -> bool:
+        """Whether host time goes on."""
+        return self._stopped_at is None
+
+    @property
     def host_start(self) -> int:
         """The host's monotonic time, in ns, at guest time 0."""
         return self._host_start

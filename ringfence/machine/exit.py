@@ -32,7 +32,12 @@ class PowerOff(Exit):
 
 @dataclass(frozen=True)
 class Idle(Exit):
-    """Every hart waits, and no event is to come: only input can go on."""
+    """Every hart waits. `wake`: the guest time of the next event, where it may not be jumped to; `due`: the host's
+    monotonic time of it, in ns, under the host clock. Without either only input can go on.
+    """
+
+    wake: int | None = None
+    due: int | None = None
 
 
 @dataclass(frozen=True)

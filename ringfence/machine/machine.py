@@ -11,7 +11,8 @@ import operator
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from ringfence.errors import MachineError
@@ -85,6 +86,10 @@ class Engine(Protocol):
         """From now on leave instructions at these addresses, and data accesses to these pages, to the reference."""
         ...
 
+    def close(self) -> None:
+        """The harts run no more."""
+        ...
+
     # The Hardware Virtualizer: what a monitor asks of the machine that it has
 
     def virtualize(self, computer: Computer, ram: Ram) -> Engine:
@@ -95,6 +100,10 @@ class Engine(Protocol):
         """A hart's user mode, for a monitor to launch (`machine.launch`). Privileged instructions may be applied to
         `virtual` at once, where nobody else has to know of them.
         """
+        ...
+
+    def take_back(self, hart: Hart) -> None:
+        """A hart that was lent is launched no more."""
         ...
 
     def space(self, hart: Hart, satp: int) -> None:
@@ -221,6 +230,7 @@ class Computer:
         self._arrived = threading.Condition()
         self._stop = False
         self._until = NEVER
+        self._idle_left: int | None = None
 
     # What parts of the machine ask of it
 
@@ -272,44 +282,52 @@ class Computer:
         until: int | None = None,
         harts: Collection[int] | None = None,
         step: int | None = None,
+        idle: int | None = None,
+        exact: bool = True,
     ) -> Exit:
         """Run for exactly so many steps, or to the first check point at or behind guest time `until` (ns), or until
         something else ends it. Raises `MachineError` where there is nothing to run.
 
         `harts`: the others stand still. `step`: to behind the next step of this hart, breakpoint or not; it has the
-        turn at once where it can run.
+        turn at once where it can run. `idle`: the most idle time (ns) that may pass; None: any. Not `exact`: to a check
+        point at most CHECK_SPAN steps before, which costs much less.
         """
         budget = NEVER if steps is None else _count(steps, "steps")
         self._until = NEVER if until is None else _count(until, "ns as `until`")
         if budget:
             self.check_program()
+        self._idle_left = idle
         self._standing = frozenset() if harts is None else frozenset(range(len(self.harts))).difference(harts)
         self._stepping = step
         self._pause = False
         if self.watchpoints and len(pages(self.watchpoints)) > WATCHED_PAGES:
             raise MachineError(f"watchpoints lie in at most {WATCHED_PAGES} pages")
         before = self.clock.steps
-        end = before + budget
-        self.clock.start()
+        last = CHECK_SPAN if exact else 0
+        end = before + max(budget - CHECK_SPAN + last, 0)
         try:
-            with Interruptible(self.stop):
-                return self._timed(end)
+            with Interruptible(self.stop), self.time_goes():
+                return self._run(end, last)
         finally:
             self.ran(self.clock.steps - before)
 
-    def _timed(self, end: int) -> Exit:
-        """`_run`, while the clock goes."""
+    @contextmanager
+    def time_goes(self) -> Iterator[None]:
+        """Host time goes on meanwhile, if that is the machine's, and its events make a hart that runs look."""
+        clock = self.clock
+        if clock.source == "virtual" or clock.goes:
+            yield
+            return
+        clock.start()
         try:
-            if self.clock.source == "virtual":
-                return self._run(end)
-            with Alarm(self.engine.kick) as self.clock.alarm:
+            with Alarm(self.engine.kick) as clock.alarm:
                 try:
-                    return self._run(end)
+                    yield
                 finally:
-                    self.clock.stop()
+                    clock.stop()
         finally:
-            self.clock.alarm = None
-            self.clock.stop()
+            clock.alarm = None
+            clock.stop()
 
     def check_program(self) -> None:
         """Raises `MachineError` where no program was loaded."""
@@ -357,7 +375,8 @@ class Computer:
             self.engine.stops(stops[0], pages(stops[1]))
             self._told = stops
 
-    def _run(self, end: int) -> Exit:
+    def _run(self, end: int, last: int) -> Exit:
+        """To `end`, the last steps by the reference."""
         clock, harts, stepping = self.clock, self.harts, self._stepping
         if stepping is not None and self.current != stepping and self._runnable(harts[stepping]):
             self._switch(stepping)
@@ -386,10 +405,10 @@ class Computer:
                     return Break(clock.steps, self.current, hart.pc)
                 self.at_check_point = self.reference.step(hart)
                 continue
-            if end - clock.steps <= CHECK_SPAN:
+            if end - clock.steps <= last:
                 self.at_check_point = self.reference.step(hart)
             else:
-                deadline = min(self.turn_end, end - CHECK_SPAN, clock.steps + STRETCH)
+                deadline = min(self.turn_end, end - last, clock.steps + STRETCH)
                 if clock.source == "virtual":
                     deadline = min(deadline, clock.next_step(), clock.step_at(self._until))
                 elif clock.alarm is not None and not clock.alarm.set(clock, min(clock.next_event(), self._until)):
@@ -477,15 +496,30 @@ class Computer:
         if len(self.harts) > 1:
             self.turn_end = steps + self.turns.draw()
 
+    def awaits(self) -> Idle:
+        """What a machine says that cannot go on before its next event, or input."""
+        clock = self.clock
+        when = clock.next_event()
+        if clock.source == "virtual":
+            return Idle(clock.steps, wake=None if when == NEVER else when)
+        return Idle(clock.steps, due=NEVER if when == NEVER else clock.host_start + when)
+
     def _idle(self) -> Exit | None:
         """No hart can run: time passes to the next event, or input comes."""
         clock = self.clock
+        when, left, before = clock.next_event(), self._idle_left, clock.idle_ns
         if clock.source == "virtual":
-            if not clock.jump(self._until):
+            if not clock.jump(self._until if left is None else min(self._until, clock.now() + left)):
                 return Idle(clock.steps)
+            if left is not None:
+                self._idle_left = left - (clock.idle_ns - before)
             clock.fire()
-            return Deadline(clock.steps) if clock.now() >= self._until else None
-        when = min(clock.next_event(), self._until)
+            if clock.now() >= self._until:
+                return Deadline(clock.steps)
+            return self.awaits() if clock.now() < when else None
+        when = min(when, self._until)
+        if left is not None and clock.now() < when:
+            return self.awaits()
         with self._arrived:
             if not self._input and not self.wanted:
                 # Bounded, as a signal handler may call `stop` between the test and the wait.

@@ -71,6 +71,10 @@ class Ram:
         place = self.place(at)
         return self.map[place : place + length]
 
+    def look(self, at: int) -> bytes:
+        """The frame at offset `at`, wherever it is now; that stays as it is."""
+        return self.map[at : at + FRAME]
+
     def read(self, pa: int, length: int) -> bytes:
         return b"".join(self.map[at : at + n] for at, n in self.places(self.offset(pa, length), length))
 

@@ -63,6 +63,10 @@ class Allocator:
         (self._superpages if size == SUPERPAGE else self._frames).append(at)
         self._used.add(at)
 
+    def give_back_root(self, at: int) -> None:
+        for frame in range(at, at + ROOT, FRAME):
+            self.give_back(frame, FRAME)
+
     def _zero(self, at: int, size: int) -> int:
         if at in self._used:
             self._used.discard(at)

@@ -108,12 +108,13 @@ class F:
         return lower
 
     def pages(self) -> Iterator[tuple[int, int, int, int]]:
-        """(offset, offset in the host, rights, size) of every page for which there is an answer, by offset."""
-        for at in range(0, self.size, 1 << 30):
-            middle = self._child(self.root + (at >> 30 << 3))
-            if middle is None:
+        """(offset, offset in the host, rights, size) of every page for which there is an answer, by offset. Takes no
+        memory.
+        """
+        for at, table in zip(range(0, self.size, 1 << 30), self._entries(self.root), strict=False):
+            if not table & V:
                 continue
-            for n, entry in enumerate(self._entries(middle)):
+            for n, entry in enumerate(self._entries((table >> 10 & PPN) * FRAME - self.host.base)):
                 first = at + n * SUPERPAGE
                 if entry & (R | X):
                     yield first, *self._meaning(entry), SUPERPAGE
@@ -122,8 +123,20 @@ class F:
                         if leaf & V:
                             yield first + m * FRAME, *self._meaning(leaf), FRAME
 
+    def find(self, at: int) -> int | None:
+        """The offset in the host of the frame at offset `at`, as `look` says. Takes no memory."""
+        table, slot, inside = self.root, at >> 30, (1 << 30) - 1
+        while True:
+            entry = self._entries(table + (slot * 8 & -FRAME))[slot & 511]
+            to = (entry >> 10 & PPN) * FRAME - self.host.base
+            if not entry & V:
+                return None
+            if entry & (R | X):
+                return to + (at & inside)
+            table, slot, inside = to, (at & inside) * 512 // (inside + 1), inside >> 9
+
     def _entries(self, table: int) -> array[int]:
-        return array("Q", self.host.read(self.host.base + table, FRAME))
+        return array("Q", self.host.look(table))
 
     def _meaning(self, entry: int) -> tuple[int, int]:
         """(offset in the host, rights) of a leaf."""
@@ -275,6 +288,19 @@ class GuestRam(Ram):
                 data = os.pread(self.fd, FRAME, self.place(at))
             if data != nothing:
                 yield at >> 12, data
+
+    def look(self, at: int) -> bytes:
+        if place := self._places[at >> 12] & -FRAME:
+            return self.map[place : place + FRAME]
+        if (absent := self.absent.get(at)) is not None:
+            return absent()
+        to = self.f.find(at)
+        return bytes(FRAME) if to is None else self.host.look(to)
+
+    def leave(self) -> None:
+        """This memory is not on its host's any more."""
+        if isinstance(self.f.host, GuestRam):
+            self.f.host.above.remove(self)
 
     def recent(self, at: int) -> bool:
         """Whether the frame was used since this was asked last. Native code looks it up again from now on."""

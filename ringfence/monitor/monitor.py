@@ -11,15 +11,17 @@ from ringfence.machine.board import RAM, Virt, assemble, check, virt
 from ringfence.machine.clock import Source
 from ringfence.machine.device.uart16550 import ConsoleOut
 from ringfence.machine.device.virtio_blk import SECTOR, Disk
+from ringfence.machine.exit import Exit
 from ringfence.machine.machine import Computer, Engine
 from ringfence.machine.memory import FRAME, READ, amount
 from ringfence.monitor.allocator import Allocator
 from ringfence.monitor.map import SUPERPAGE, F, GuestRam
 from ringfence.monitor.pager import PagingDisk
+from ringfence.monitor.scheduler import QUANTUM, Account, Claim, Scheduler, admit
 from ringfence.monitor.technique.shadow import Shadows
 from ringfence.monitor.vdevice.extent import Allocation, Extent
-from ringfence.monitor.vdevice.minidisk import Minidisk, Mode, attach
-from ringfence.monitor.vm import VirtualMachine
+from ringfence.monitor.vdevice.minidisk import Minidisk, Mode, attach, release
+from ringfence.monitor.vm import Destroyed, VirtualMachine
 
 Technique = Literal["virtualizer", "trap"]
 BATCH = 64
@@ -80,16 +82,35 @@ def nested(
 class Monitor:
     """The control program of `machine`, bare or virtual, all of whose memory it has."""
 
-    def __init__(self, machine: Virt, *, paging: int | None = None) -> None:
-        """`paging`: the most bytes on the paging disk; None: what the host has."""
+    def __init__(self, machine: Virt, *, paging: int | None = None, quantum: int = QUANTUM) -> None:
+        """`paging`: the most bytes on the paging disk; None: what the host has. `quantum`: the steps of a slice."""
         self.machine = machine
-        self.guests: dict[str, VirtualMachine] = {}
+        self.scheduler = Scheduler(machine, quantum)
+        self.guests = self.scheduler.guests
         self.faults = 0
         """VM-faults that this monitor has answered."""
         self._allocator = Allocator(machine.ram)
         self._tables = 0
         self._disk = PagingDisk(paging)
         self._extents = Allocation(machine.disks)
+
+        if isinstance(machine, VirtualMachine):
+            if machine.control is not None:
+                raise MachineError(f"there is a monitor on {machine.path} already")
+            machine.control = self
+
+    def run(self, steps: int | None = None, *, until: int | None = None, idle: int | None = None) -> Exit:
+        """Run the machines by their shares on the harts of the monitor's own machine, for at most `steps` steps of all
+        of them (it ends at a check point fewer than CHECK_SPAN before), or to time `until` of the scheduler (ns).
+
+        `idle`: the most time (ns) that may pass while all wait; None: any, and the host waits where time is its own.
+        Idle: all wait. PowerOff: all have ended; `ended` of each says why. Break, Stopped: that of a machine.
+        """
+        return self.scheduler.run(steps, until, idle)
+
+    def stop(self) -> None:
+        """Make `run`, or the next one, return `Stopped` soon; from any thread or signal handler."""
+        self.scheduler.stop()
 
     def minidisk(
         self, *extents: Extent, mode: Mode = "rw", delta: Extent | None = None, serial: bytes = b""
@@ -124,17 +145,26 @@ class Monitor:
         epoch_ns: int | None = None,
         rng_seed: bytes | None = None,
         resident: int = 0,
+        share: int = 1,
+        cap: float | None = None,
+        reservation: float = 0,
         technique: Technique = "virtualizer",
     ) -> VirtualMachine:
         """A virtual machine, as `virt` makes a bare one. It has the first `resident` bytes of its memory at all times.
         Minidisks among `disks` are its own until `vdevice.minidisk.release`.
 
-        Raises MachineError."""
+        Of the harts it has a part by its share, at most `cap` and, while it wants to run, at least `reservation` of
+        one. Raises MachineError."""
         if name in self.guests or not name or "/" in name:
             raise MachineError(f"a machine needs a name of its own without a slash, not {name!r}")
         check(memory, harts, step_ns, turn, len(disks), clock)
-        allocator = self._allocator
-        f = F(self.machine.ram, memory, allocator.root(), self._table, self._free_table)
+        claim = Claim(share, cap, reservation)
+        self._admit(claim)
+        try:
+            root = self._allocator.root()
+        except OutOfMemory as error:
+            raise MachineError(f"{error}, and {name} needs some for its map") from None
+        f = F(self.machine.ram, memory, root, self._table, self._free_table)
 
         def fault(at: int, right: int) -> None:
             self._fault(vm, at, right)
@@ -158,20 +188,53 @@ class Monitor:
             epoch_ns=epoch_ns,
             rng_seed=rng_seed,
         )
-        vm.name, vm.monitor, vm.resident = name, self, resident
+        vm.name, vm.monitor, vm.resident, vm.account = name, self, resident, Account(claim)
         vm.held = vm.hand = 0
         vm.paged = {}
         try:
             self._reserve(vm)
             attach(name, self._extents, disks)
         except OutOfMemory:
-            self._release(vm)
+            self._discard(vm)
             raise MachineError(f"{amount(resident)} of resident memory is more than is free") from None
         except MachineError:
-            self._release(vm)
+            self._discard(vm)
             raise
         self.guests[name] = vm
+        if isinstance(self.machine, VirtualMachine):
+            self.machine.ended = None  # there is something to run again
+            self.machine.stir()
         return vm
+
+    def destroy(self, name: str) -> None:
+        """A machine and all machines on it are no more: all that they had is free. Raises MachineError."""
+        vm = self.guests.get(name)
+        if vm is None:
+            raise MachineError(f"there is no machine {name!r}")
+        if self.scheduler.running is vm:
+            raise MachineError(f"the machine {vm.path} is running")
+        if vm.control is not None:
+            for inner in list(vm.control.guests):
+                vm.control.destroy(inner)
+        del self.guests[name]
+        self._discard(vm)
+
+    def _discard(self, vm: VirtualMachine) -> None:
+        vm.engine.close()
+        release(vm.disks)
+        self._release(vm)
+        vm.ram.leave()
+        self._allocator.give_back_root(vm.ram.f.root)
+        vm.__class__ = Destroyed
+
+    def grant(self, vm: VirtualMachine, claim: Claim) -> None:
+        """Change what part of the harts a machine has. Raises MachineError."""
+        self._admit(claim, vm)
+        vm.account.claim = claim
+
+    def _admit(self, claim: Claim, instead: VirtualMachine | None = None) -> None:
+        others = (vm.account.claim for vm in self.guests.values() if vm is not instead)
+        admit([claim, *others], len(self.machine.harts))
 
     def _engine(self, ram: GuestRam, technique: Technique) -> Callable[[Computer], Engine]:
         host = self.machine
@@ -183,8 +246,17 @@ class Monitor:
         return lambda vm: TrapAndEmulate(vm, ram, host, shadows)
 
     def _fault(self, vm: VirtualMachine, at: int, right: int) -> None:
-        """A VM-fault: f has no answer, so it gets one. Memory is given on demand."""
+        """A VM-fault: f has no answer, so it gets one. Raises OutOfMemory."""
         self.faults += 1
+        vm.account.faults += 1
+        try:
+            self._give(vm, at)
+        except OutOfMemory as error:
+            error.machine = error.machine or vm
+            raise
+
+    def _give(self, vm: VirtualMachine, at: int) -> None:
+        """Memory is given on demand."""
         f, first = vm.ram.f, at & -SUPERPAGE
         if first + SUPERPAGE <= vm.ram.size and f.vacant(at) and _whole(vm, first):
             superpage = self._allocator.superpage(self._kept())

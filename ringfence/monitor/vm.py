@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from ringfence.errors import MachineError, RingfenceError
 from ringfence.machine.board import Virt
+from ringfence.machine.exit import Budget, Exit, PowerOff
 from ringfence.machine.memory import FRAME
+from ringfence.monitor import spin
 from ringfence.monitor.map import GuestRam
+from ringfence.monitor.scheduler import Account
 
 if TYPE_CHECKING:
     from ringfence.monitor.monitor import Monitor
@@ -26,6 +32,18 @@ class VirtualMachine(Virt):
     """Frames (by offset) that are on the monitor's paging disk, and in which slot."""
     hand: int
     """Where the search for a frame to take goes on."""
+    account: Account
+    """What its monitor's scheduler has given it."""
+    control: Monitor | None = None
+    """The monitor that is on it."""
+    ended: PowerOff | RingfenceError | None = None
+    """Why its monitor lets it run no more."""
+    spins = False
+    """At the end of its last slice it was in an idle loop."""
+    skipped = 0
+    """Steps of idle loops that were not executed."""
+    _stood: Sequence[int] = ()
+    """Where its harts stood at the end of its last slice."""
 
     @property
     def path(self) -> str:
@@ -33,7 +51,98 @@ class VirtualMachine(Virt):
         host = self.monitor.machine
         return f"{host.path}/{self.name}" if isinstance(host, VirtualMachine) else self.name
 
+    # Its part of the harts beneath. Setting one raises MachineError.
+
+    @property
+    def share(self) -> int:
+        return self.account.claim.share
+
+    @share.setter
+    def share(self, share: int) -> None:
+        self.monitor.grant(self, replace(self.account.claim, share=share))
+
+    @property
+    def cap(self) -> float | None:
+        return self.account.claim.cap
+
+    @cap.setter
+    def cap(self, cap: float | None) -> None:
+        self.monitor.grant(self, replace(self.account.claim, cap=cap))
+
+    @property
+    def reservation(self) -> float:
+        return self.account.claim.reservation
+
+    @reservation.setter
+    def reservation(self, reservation: float) -> None:
+        self.monitor.grant(self, replace(self.account.claim, reservation=reservation))
+
+    # Running
+
+    @property
+    def time(self) -> int:
+        """What `Idle.wake` is to be compared with: the time (ns) of the monitor that is on it, or its own clock's."""
+        return self.clock.now() if self.control is None else self.control.scheduler.now
+
+    @property
+    def idled(self) -> int:
+        """How much of it passed while the machine waited."""
+        if self.control is not None:
+            return self.control.scheduler.idle_ns
+        return self.clock.idle_ns + self.skipped * self.clock.step_ns
+
+    def execute(self, steps: int, *, idle: int = 0) -> Exit:
+        """Run what is on it, a monitor's machines or a program on its harts, for at most `steps` steps: it ends at a
+        check point fewer than CHECK_SPAN before. `idle`: the most idle time (ns) that may pass. A loop that only waits
+        is idle time.
+        """
+        if self.control is not None:
+            return self.control.run(steps, idle=idle)
+        if self.spins and idle and self.clock.source == "virtual":
+            before = self.steps
+            skipped, ended = spin.skip(self, idle, steps)
+            self.skipped += skipped
+            if not isinstance(ended, Budget):
+                return ended
+            steps -= self.steps - before - skipped
+            idle -= skipped * self.clock.step_ns
+        ended = self.run(steps, idle=idle, exact=False)
+        stood, self._stood = self._stood, [hart.pc for hart in self.harts]
+        self.spins = isinstance(ended, Budget) and spin.near(stood, self._stood) and spin.spins(self)
+        if self.spins:
+            waits = self.awaits()
+            if waits.wake is None or waits.wake > self.clock.now():
+                return waits
+        return ended
+
+    def interrupt(self) -> None:
+        """Make `execute` return soon; from any thread."""
+        if self.control is not None:
+            self.control.scheduler.leave()
+        else:
+            self.wanted = True
+            self.engine.kick()
+
+    def feed(self, deliver: Callable[[], None]) -> None:
+        super().feed(deliver)
+        self.stir()
+
+    def stir(self) -> None:
+        """It is not to sleep on, nor is any machine beneath; from any thread."""
+        self.monitor.scheduler.stir(self)
+        if isinstance(host := self.monitor.machine, VirtualMachine):
+            host.stir()
+
+    def _asked(self) -> Exit | None:
+        scheduler = self.monitor.scheduler
+        cut = scheduler.running is self and scheduler.cut
+        return super()._asked() or (Budget(self.steps) if cut else None)
+
     def ran(self, steps: int) -> None:
+        self.monitor.machine.charge(steps)
+
+    def charge(self, steps: int) -> None:
+        super().charge(steps)
         self.monitor.machine.charge(steps)
 
     def unused(self) -> int | None:
@@ -45,9 +154,17 @@ class VirtualMachine(Virt):
                 return at
         return None
 
-    def charge(self, steps: int) -> None:
-        super().charge(steps)
-        self.monitor.machine.charge(steps)
-
     def __repr__(self) -> str:
         return f"<{self.path}: {super().__repr__()[1:-1]}>"
+
+
+class Destroyed(VirtualMachine):
+    """What a machine is that its monitor has destroyed: whatever is asked of it raises MachineError."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("name", "account", "ended", "__class__", "__dict__"):
+            return object.__getattribute__(self, name)
+        raise MachineError(f"the machine {self.name} has been destroyed")
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: destroyed>"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
-from ringfence import CORRAL, Idle, Image, MiB, Virt, load, virt
+from ringfence import CORRAL, Idle, Image, MachineError, MiB, Virt, load, virt
 from ringfence.errors import OutOfMemory
 from ringfence.machine.memory import FRAME
 from ringfence.monitor.monitor import Monitor
@@ -93,3 +94,88 @@ def test_resident_memory_is_not_paged() -> None:
         for at in range(0, vm.ram.size, FRAME):
             vm.ram.write(vm.ram.base + at, b"data")
     assert not kept.paged and other.paged
+
+
+def fill(machine: Virt) -> None:
+    for at in range(0, machine.ram.size, FRAME):
+        machine.ram.write(machine.ram.base + at, b"data")
+
+
+def test_destroyed_machine_gives_everything_back() -> None:
+    """Frames, tables, slots of the paging disk and harts: one machine after the other has them, and finds zeroes."""
+    monitor = Monitor(virt(16 * MiB), paging=8 * MiB)
+    for _ in range(130):
+        vm = monitor.create("guest", 16 * MiB, harts=8)
+        assert vm.ram.read(vm.ram.base + 8 * MiB, 4) == bytes(4)
+        vm.ram.write(vm.ram.base + 8 * MiB, b"data")
+        monitor.destroy("guest")
+    for _ in range(3):
+        vm = monitor.create("guest", 22 * MiB)
+        fill(vm)
+        assert vm.paged
+        monitor.destroy("guest")
+    assert not monitor.guests
+    vm = monitor.create("guest", 8 * MiB)
+    begin(vm)
+    vm.run(STEPS)
+    assert vm.digest() == bare(8 * MiB).digest()
+
+
+def test_destroyed_machine_takes_those_on_it_along() -> None:
+    """Its neighbour does not notice."""
+    monitor = Monitor(virt(64 * MiB))
+    inner = Monitor(monitor.create("outer", 32 * MiB))
+    guest = inner.create("inner", 16 * MiB)
+    other = monitor.create("other", 8 * MiB)
+    for vm in (guest, other):
+        begin(vm)
+    monitor.run(200_000)
+    monitor.destroy("outer")
+    assert isinstance(monitor.run(), Idle)
+    assert other.digest() == bare(8 * MiB).digest()
+    with pytest.raises(MachineError, match="inner has been destroyed"):
+        guest.run(1)
+    monitor.create("outer", 32 * MiB)
+
+
+def test_destroyed_machine_is_of_no_use() -> None:
+    """Everything that is asked of it is refused in a sentence; and so is destroying it again."""
+    monitor = Monitor(virt(32 * MiB))
+    vm = monitor.create("guest", 8 * MiB)
+    console = vm.console
+    monitor.destroy("guest")
+    uses: list[Callable[[], object]] = [
+        lambda: vm.run(1),
+        lambda: vm.execute(1),
+        lambda: vm.digest(),
+        lambda: vm.stop(),
+        lambda: vm.memory[0x8000_0000],
+        lambda: console.send("x"),
+        lambda: console.expect("x"),
+        lambda: Monitor(vm),
+    ]
+    for use in uses:
+        with pytest.raises(MachineError, match="guest has been destroyed"):
+            use()
+    assert repr(vm) == "<guest: destroyed>"
+    with pytest.raises(MachineError, match="no machine 'guest'"):
+        monitor.destroy("guest")
+
+
+def test_refused_machine_leaves_nothing() -> None:
+    """However often it is asked for."""
+    monitor = Monitor(virt(8 * MiB))
+    monitor.create("first", 8 * MiB, resident=6 * MiB)
+    for _ in range(150):
+        with pytest.raises(MachineError, match="resident memory"):
+            monitor.create("guest", 8 * MiB, resident=8 * MiB)
+    monitor.create("guest", 4 * MiB, resident=1 * MiB)
+
+
+def test_machine_too_small_for_a_map_is_refused() -> None:
+    """In a sentence."""
+    monitor = Monitor(virt(4 * MiB))
+    monitor.create("first", 4 * MiB, resident=4 * MiB - 64 * 1024)
+    with pytest.raises(MachineError, match="map"):
+        for n in range(10):
+            monitor.create(f"guest{n}", 4 * MiB)

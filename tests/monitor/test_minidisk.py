@@ -81,9 +81,8 @@ def test_minidisk_is_the_bytes_of_its_extents_at_any_depth(data: st.DataObject, 
 def test_minidisk_flush_and_errors_go_through_every_level() -> None:
     """A flush reaches the real medium once, whatever the extents; an error of the medium comes back as one."""
     platter = Platter(64)
-    machine = nested(4, SMALL, engine="reference", disks=[platter])
-    assert isinstance(machine, VirtualMachine)
-    monitor = Monitor(machine.monitor.machine)
+    machine = nested(3, 20 * MiB, engine="reference", disks=[platter])
+    monitor = Monitor(machine)
     disk = give(monitor, monitor.minidisk(extent(8, 8), extent(30, 8))).disks[0]
     disk.write(0, b"x" * SECTOR)
     assert platter.flushes == 0

@@ -549,6 +549,9 @@ class ReferenceEngine:
         self._lent += 1
         return user_hart(len(self._computer.harts) + self._lent - 1)
 
+    def take_back(self, hart: Hart) -> None:
+        pass
+
     def virtualize(self, computer: Computer, ram: Ram) -> ReferenceEngine:
         return ReferenceEngine(computer)
 
@@ -575,4 +578,7 @@ class ReferenceEngine:
         pass
 
     def stops(self, breakpoints: Iterable[int], watched: Sequence[int]) -> None:
+        pass
+
+    def close(self) -> None:
         pass

@@ -46,13 +46,21 @@ class Threaded:
         self._protected: list[bytes] = []
         self._addresses: list[int] = []
         self._harts: list[Hart] = []
+        self._returned: list[int] = []
+        """Numbers of harts that were lent and are back."""
         for hart in computer.harts:
             self._add(hart)
 
     def _add(self, hart: Hart) -> None:
         self._protected.append(b"")
-        self._addresses.append(self.native.add(hart, self._computer.ram, self._places))
+        self._addresses.append(0)
         self._harts.append(hart)
+        self._begin(hart)
+
+    def _begin(self, hart: Hart) -> None:
+        number = hart.number
+        self._protected[number], self._harts[number] = b"", hart
+        self._addresses[number] = self.native.add(hart, self._computer.ram, self._places)
 
     # machine.Engine
 
@@ -111,14 +119,22 @@ class Threaded:
         return Threaded(computer, native=self.native, places=ram.composed)
 
     def lend(self, virtual: Hart | None = None) -> Hart:
-        hart = user_hart(len(self._harts))
-        self._add(hart)
+        if self._returned:
+            hart = user_hart(self._returned.pop())
+            self._begin(hart)
+        else:
+            hart = user_hart(len(self._harts))
+            self._add(hart)
         hart.words[INDEX["lent"]] = 1
         if virtual is not None:
             block = anonymous(4096)
             virtual.move(memoryview(block))
             hart.words[INDEX["virtual"]] = host_address(block)
         return hart
+
+    def take_back(self, hart: Hart) -> None:
+        self.native.remove(hart)
+        self._returned.append(hart.number)
 
     def space(self, hart: Hart, satp: int) -> None:
         words = hart.words
@@ -183,6 +199,10 @@ class Threaded:
         native.forget_all_translations()
         if marked:  # where there was a breakpoint no record was kept
             native.drop_code()
+
+    def close(self) -> None:
+        for hart in self._computer.harts:
+            self.native.remove(hart)
 
     def _protect(self, hart: Hart) -> None:
         """Native code finds the hart's permissions in a byte a frame."""

@@ -55,6 +55,8 @@ class TrapAndEmulate:
         self._computer, self._ram, self._host, self._shadows = computer, ram, host, shadows
         ram.shadows = shadows
         self._real = [host.engine.lend(hart) for hart in computer.harts]
+        self._returned: list[int] = []
+        """Numbers of harts that were lent on and are back."""
         shadows.on_free = self._forget_spaces
         self._satp: dict[int, int] = {}
         """What satp of a hart that is lent on was, by that of the one that is lent for it."""
@@ -109,14 +111,25 @@ class TrapAndEmulate:
     def stops(self, breakpoints: Iterable[int], watched: Sequence[int]) -> None:
         self._host.engine.stops(breakpoints, watched)
 
+    def close(self) -> None:
+        self._shadows.drop()
+        for number, real in enumerate(self._real):
+            if number not in self._returned:
+                self._host.engine.take_back(real)
+
     def virtualize(self, computer: Computer, ram: Ram) -> Engine:
         """The harts of a machine on this one run as this one's do: deprivileged, under f ∘ f ∘ φ."""
         assert isinstance(ram, GuestRam)
         return TrapAndEmulate(computer, ram, self._host, self._shadows.another())
 
     def lend(self, virtual: Hart | None = None) -> Hart:
-        hart = user_hart(len(self._real))
-        self._real.append(self._host.engine.lend(virtual))
+        real = self._host.engine.lend(virtual)
+        if self._returned:
+            hart = user_hart(self._returned.pop())
+            self._real[hart.number] = real
+        else:
+            hart = user_hart(len(self._real))
+            self._real.append(real)
         self.protection(hart)
         return hart
 
@@ -131,6 +144,11 @@ class TrapAndEmulate:
             if reference.checked and clock.steps >= deadline:
                 break
         return None
+
+    def take_back(self, hart: Hart) -> None:
+        self._host.engine.take_back(self._real[hart.number])
+        self._returned.append(hart.number)
+        del self._protected[hart]
 
     def space(self, hart: Hart, satp: int) -> None:
         real, root = self._real[hart.number], self._root(hart)
