@@ -20,6 +20,7 @@ ESCAPE = 0x01
 HELP = (
     "\r\nCtrl-a x       ends the machine\r\nCtrl-a h       shows this\r\nCtrl-a Ctrl-a  sends Ctrl-a to the guest\r\n"
 )
+HELP_NEXT = "Ctrl-a n       shows the next guest's console\r\n"
 END_OF_FILE = b"\x04"
 """What a person types at the end of input."""
 READY = b"\x05"
@@ -58,10 +59,18 @@ class Output:
             ready, self.when_ready = self.when_ready, None
             data = data.replace(READY, b"", 1)
             ready()
+        self.note(data)
+        self.put(data)
+
+    def note(self, data: bytes) -> None:
+        """Keep what is written for reports."""
         self.count += len(data)
         self._tail += data
         if len(self._tail) > 2 * TAIL:
             del self._tail[:-TAIL]
+
+    def put(self, data: bytes) -> None:
+        """Write to the file descriptor. An `error` is for the main thread to see to."""
         if self.error is not None:
             return
         try:
@@ -85,8 +94,11 @@ class Input:
     """Standard input. With `raw`, Ctrl-a is the user's own key; with `literal`, the guest's terminal line shall take
     every byte as it is."""
 
-    def __init__(self, fd: int, *, raw: bool, at_end: bytes, literal: bool = False) -> None:
-        self.fd, self.raw, self.literal = fd, raw, literal
+    def __init__(
+        self, fd: int, *, raw: bool, at_end: bytes, literal: bool = False, on_next: Callable[[], None] | None = None
+    ) -> None:
+        """`on_next`: what Ctrl-a n does."""
+        self.fd, self.raw, self.literal, self.on_next = fd, raw, literal, on_next
         self.open = True
         self.ended_by_user = False
         self._at_end = at_end
@@ -141,8 +153,10 @@ class Input:
                     passed.append(key)
                 elif key in b"xX":
                     self.ended_by_user = True
+                elif key in b"nN" and self.on_next is not None:
+                    self.on_next()
                 elif key in b"hH?":
-                    os.write(2, HELP.encode())
+                    os.write(2, (HELP + (HELP_NEXT if self.on_next is not None else "")).encode())
             elif key == ESCAPE:
                 self._escaped = True
             else:

@@ -163,6 +163,7 @@ Exit status: the guest's own, and
     help="End with status 132 where nothing is printed for so long in guest time; 0: never. "
     f"Default: {SILENCE:g}, for the boot.",
 )
+@click.option("--stats", is_flag=True, help="At the end, what the monitors had to do, on standard error.")
 @click.option("--json", "as_json", is_flag=True, help="At the end, a line of JSON about the run on standard error.")
 @click.option("--dump-dtb", type=File(), metavar="FILE", help="Write the device tree and end; '-' is standard output.")
 @click.option(
@@ -213,13 +214,13 @@ def run(image: str | None, command: tuple[str, ...], **options: Any) -> None:
 
 
 def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], stack: ExitStack) -> int:
-    from ringfence.cli.console import Input, Output, Terminal, is_terminal
+    from ringfence.cli.console import Input, Output, Terminal, is_terminal, report
     from ringfence.cli.session import Session
     from ringfence.guest.loader import load
     from ringfence.monitor.monitor import nested
 
     person = is_terminal()
-    guest = _guest(image, command, person, options)
+    guest = guest_of(image, command, person, options)
     terminal = Terminal(0, raw=person)
     output = Output(1, terminal.wake)
     tree = options["dump_dtb"]
@@ -235,7 +236,7 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
         seed=options["seed"],
         engine=engine,
         console=output,
-        disks=_disks(options["disk"], stack),
+        disks=open_disks(options["disk"], stack),
         technique=options["technique"],
     )
     try:
@@ -259,7 +260,6 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
     keyboard = Input(0, raw=person, at_end=guest.at_end, literal=guest.asks)
     debugger = None
     if options["gdb"] is not None:
-        from ringfence.cli.console import report
         from ringfence.machine.gdb import LOOPBACK, Debugger, target
 
         debugger = Debugger(board, *options["gdb"], wait=options["wait"])
@@ -272,7 +272,12 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
     session = Session(
         board, terminal, keyboard, output, limits, asks=guest.asks, as_json=options["as_json"], debugger=debugger
     )
-    return session.run()
+    status = session.run()
+    if options["stats"]:
+        from ringfence.monitor.stats import lines
+
+        report("\n".join(lines(board) or ["no monitor is beneath the guest"]))
+    return status
 
 
 def _limits(options: dict[str, Any], engine: str) -> Limits:
@@ -285,7 +290,7 @@ def _limits(options: dict[str, Any], engine: str) -> Limits:
     return Limits(options["timeout"], options["wall_timeout"], silence, given or 0, patience)
 
 
-def _guest(image: str | None, command: tuple[str, ...], person: bool, options: dict[str, Any]) -> Guest:
+def guest_of(image: str | None, command: tuple[str, ...], person: bool, options: dict[str, Any]) -> Guest:
     from ringfence.cli.console import END_OF_FILE
     from ringfence.guest.program import CORRAL, EMBEDDED
 
@@ -318,7 +323,7 @@ def _guest(image: str | None, command: tuple[str, ...], person: bool, options: d
     return Guest(found.kernel, initrd, line, bios, END_OF_FILE, asks=not person, image=found, symbols=symbols)
 
 
-def _disks(names: Sequence[str], stack: ExitStack) -> Sequence[RawDisk]:
+def open_disks(names: Sequence[str], stack: ExitStack) -> Sequence[RawDisk]:
     """Each a file, or with `:ro` behind it one that is only read, unless a file has the whole for its name."""
     from ringfence.errors import MachineError
     from ringfence.machine.device.disk import DiskError, RawDisk

@@ -197,7 +197,7 @@ class Session:
             raise self._failure
         ending = self._ending or ending
         if self.output.error is not None and self._ending is not None:  # it was quicker than we
-            ending = _unwritable(self.output.error)
+            ending = unwritable(self.output.error)
         self._tell(ending, time.monotonic() - started)
         if machine.is_alive():  # it cannot be waited for: nobody takes its output
             os._exit(ending.status)
@@ -219,7 +219,7 @@ class Session:
                     report("")  # whatever comes next begins a line
                 return Ending(0, "user")
             if self.output.error is not None:
-                return _unwritable(self.output.error)
+                return unwritable(self.output.error)
             if keyboard.raw and not keyboard.open:  # a raw terminal's input ends only with the terminal
                 return Ending(128 + signal.SIGHUP, "terminal-closed")
             now = time.monotonic()
@@ -330,7 +330,7 @@ class Session:
         }
 
 
-def _unwritable(error: OSError) -> Ending:
+def unwritable(error: OSError) -> Ending:
     if error.errno == errno.EPIPE:
         discard_output()
         return Ending(PIPE, "output-closed")

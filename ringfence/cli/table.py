@@ -14,6 +14,7 @@ from ringfence.cli import explain, plain_interrupt
 
 COMMANDS = {
     "run": ("ringfence.cli.run", "run", "Boot a guest."),
+    "up": ("ringfence.cli.up", "up", "Run several guests at once, as a file describes them."),
     "image": ("ringfence.cli.image", "image", "Guest images: list, pull, path, rm."),
 }
 """name: (module, its command, what help says of it)"""

@@ -26,6 +26,8 @@ class Bus:
         self.ram = ram
         self._starts: list[int] = []
         self._windows: list[tuple[int, int, Device]] = []
+        self.accesses = 0
+        """To devices."""
 
     def attach(self, start: int, size: int, device: Device) -> None:
         at = bisect_right(self._starts, start)
@@ -40,6 +42,7 @@ class Bus:
         return list(self._windows)
 
     def _find(self, pa: int, size: int) -> tuple[Device, int]:
+        self.accesses += 1
         at = bisect_right(self._starts, pa) - 1
         if at >= 0:
             start, end, device = self._windows[at]

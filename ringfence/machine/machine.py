@@ -106,6 +106,10 @@ class Engine(Protocol):
         """A hart that was lent is launched no more."""
         ...
 
+    def applied(self, hart: Hart) -> int:
+        """How many instructions of a lent hart were applied to its virtual hart with no return of `launch`."""
+        ...
+
     def space(self, hart: Hart, satp: int) -> None:
         """What `satp` of a lent hart is to be while its virtual hart's mode and satp are what they are now."""
         ...

@@ -282,6 +282,7 @@ class Monitor:
             vm.paged[at] = self._disk.write(data)
             raise
         del vm.paged[at]
+        vm.account.paged_in += 1
         del vm.ram.absent[at]
         self.machine.ram.write(self.machine.ram.base + to, data)
         vm.ram.f.set(at, to)
@@ -337,6 +338,7 @@ class Monitor:
         if data != bytes(FRAME):
             slot = vm.paged[at] = self._disk.write(data)
             vm.ram.absent[at] = partial(self._disk.read, slot)
+        vm.account.paged_out += 1
         vm.ram.take(at)  # may ask for the frame at once, where it holds an f of the machine's own
         self._allocator.give_back(to, FRAME)
         vm.held -= FRAME

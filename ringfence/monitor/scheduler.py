@@ -115,6 +115,8 @@ class Account:
     """Steps of idle loops that nobody executed."""
     faults: int = 0
     """VM-faults that the monitor answered for it."""
+    paged_out: int = 0
+    paged_in: int = 0
 
     service: float = 0.0
     """Steps received, those of each slice divided by its weight then."""

@@ -449,12 +449,12 @@ def test_engine_names_the_hosts_that_it_supports(monkeypatch: pytest.MonkeyPatch
 
 
 class Person:
-    """`ringfence run` at a terminal of its own."""
+    """`ringfence run`, or another command, at a terminal of its own."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, run: bool = True) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            os.execv(COMMAND[0], [*COMMAND, "run", *arguments])
+            os.execv(COMMAND[0], [*COMMAND, *(["run"] if run else []), *arguments])
         self.seen = b""
         self.before = termios.tcgetattr(self.fd)
 

@@ -66,6 +66,7 @@ class Interpreter(Handler):
     # Going on
 
     def finish(self) -> None:
+        self.set_lent("applied", self.lent("applied") + 1)
         kind, word = self.transfer
         steps = self.steps() + 1
         if kind != "jump" and not (self.check or self.again or self.moved):

@@ -68,7 +68,7 @@ FIELDS = table(
         ("machine", 1),
         ("lent", 1),  # to a monitor, whom its traps go to
         ("virtual", 1),  # the block of the virtual hart that its privileged instructions are applied to; 0: none
-        ("emulated", 1),  # how many were
+        ("applied", 1),  # how many were
         ("space_key", 1),  # the virtual hart's mode, where its page tables are to be told; 0: they are known
         ("space_keys", SPACES),
         ("spaces", SPACES),  # satp

@@ -565,6 +565,9 @@ class ReferenceEngine:
                 self._kicked = False
                 return None
 
+    def applied(self, hart: Hart) -> int:
+        return 0
+
     def space(self, hart: Hart, satp: int) -> None:
         pass
 

@@ -136,6 +136,9 @@ class Threaded:
         self.native.remove(hart)
         self._returned.append(hart.number)
 
+    def applied(self, hart: Hart) -> int:
+        return hart.words[INDEX["applied"]]
+
     def space(self, hart: Hart, satp: int) -> None:
         words = hart.words
         n = next((n for n in range(layout.SPACES) if not words[INDEX["space_keys"] + n]), 0)
@@ -150,7 +153,8 @@ class Threaded:
     def launch(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> Trapped | None:
         words, address = hart.words, self._addresses[hart.number]
         reference = self._computer.reference
-        self._protect(hart)
+        if not self._protected[hart.number]:
+            self._protect(hart)
         _tell_time(words, clock, offset)
         words[_STEPS] = clock.steps
         words[_DEADLINE] = max(deadline, 0)

@@ -46,6 +46,7 @@ _PC, _PRIV, _MSTATUS, _SATP, _RESERVATION = (
 )
 _PMP = slice(FIELDS["pmpcfg0"].offset >> 3, (FIELDS["pmpaddr"].offset >> 3) + pmp.ENTRIES)
 _FS = 3 << Status.FS
+_ACCESS = 1 << Status.SUM | 1 << Status.MXR
 
 
 class TrapAndEmulate:
@@ -55,6 +56,8 @@ class TrapAndEmulate:
         self._computer, self._ram, self._host, self._shadows = computer, ram, host, shadows
         ram.shadows = shadows
         self._real = [host.engine.lend(hart) for hart in computer.harts]
+        self._roots: dict[tuple[int, int, int, int], int] = {}
+        """satp of a lent hart, by its virtual hart's number, satp, privilege and what of its status matters."""
         self._returned: list[int] = []
         """Numbers of harts that were lent on and are back."""
         shadows.on_free = self._forget_spaces
@@ -63,6 +66,8 @@ class TrapAndEmulate:
         self._owners: dict[tuple[int, int], int] = {}
         """Pages of the host's memory (by offset and size) and where in the guest's memory they are, or were."""
         self._writes: Counter[int] = Counter()
+        self.interpreted = self.filled = self.table_writes = 0
+        """Steps that the reference took, shadow entries made, and stores to page tables of the guest's."""
         self._protections: dict[bytes, int] = {}
         self._protected: dict[Hart, int] = {}
         """Harts' protection of physical memory, which shadows depend on."""
@@ -82,6 +87,7 @@ class TrapAndEmulate:
                 return True
             if computer.breakpoints and hart.pc in computer.breakpoints:
                 return False
+            self.interpreted += 1
             check = reference.step(hart)
             if computer.wanted:
                 return check
@@ -105,6 +111,7 @@ class TrapAndEmulate:
             for other in self._protected:
                 self._protected[other] = self._protections.setdefault(bytes(other.words[_PMP]), len(self._protections))
         self._protected[hart] = self._protections.setdefault(registers, len(self._protections))
+        self._roots.clear()
         if hart.number < len(self._real):
             self._host.engine.forget_spaces(self._real[hart.number])
 
@@ -150,6 +157,9 @@ class TrapAndEmulate:
         self._returned.append(hart.number)
         del self._protected[hart]
 
+    def applied(self, hart: Hart) -> int:
+        return self._host.engine.applied(self._real[hart.number])
+
     def space(self, hart: Hart, satp: int) -> None:
         real, root = self._real[hart.number], self._root(hart)
         self._satp[root] = satp
@@ -160,8 +170,15 @@ class TrapAndEmulate:
         self._host.engine.forget_spaces(self._real[hart.number])
 
     def _forget_spaces(self) -> None:
+        self._roots.clear()
         for real in self._real:
             self._host.engine.forget_spaces(real)
+
+    @property
+    def applied_natively(self) -> int:
+        """Rows that were applied to the virtual harts with no return to here."""
+        own = self._real[: len(self._computer.harts)]
+        return sum(self._host.engine.applied(real) for real in own)
 
     # Direct execution
 
@@ -241,6 +258,15 @@ class TrapAndEmulate:
 
     def _root(self, hart: Hart) -> int:
         """satp of the hart that is lent."""
+        words = hart.words
+        key = hart.number, words[_SATP], words[_PRIV], words[_MSTATUS] & _ACCESS
+        root = self._roots.get(key)
+        if root is None:
+            root = self._make_root(hart)
+            self._roots[key] = root
+        return root
+
+    def _make_root(self, hart: Hart) -> int:
         base = self._ram.base
         satp, mode = hart.satp, _mode(hart)
         number = satp >> 60
@@ -268,6 +294,7 @@ class TrapAndEmulate:
             self._writes.pop(entry & -FRAME, None)
         if access is Access.STORE and at in shadows.traced:
             self._writes[at] += 1
+            self.table_writes += 1
             if self._writes[at] <= RETIRE:
                 return False
             shadows.untrace(at)
@@ -311,6 +338,7 @@ class TrapAndEmulate:
             return False
         self._owners[to, size] = first
         shadows.map(table, n, first, to, rights)
+        self.filled += 1
         return True
 
     def _maps_whole(self, hart: Hart, first: int, machine: bool, granted: int) -> bool:

@@ -1,0 +1,66 @@
+"""What monitors had to do for a machine, under the four sources of overhead of R. P. Goldberg, "Survey of Virtual
+Machine Research" (1974).
+"""
+
+from __future__ import annotations
+
+from ringfence.machine.board import Virt
+from ringfence.monitor.technique.trap import TrapAndEmulate
+from ringfence.monitor.vm import VirtualMachine
+
+Stats = dict[str, dict[str, int]]
+"""Source of overhead: what was done, and how often."""
+
+
+def path(machine: Virt) -> list[VirtualMachine]:
+    """The virtual machines from the outermost to this one."""
+    found: list[VirtualMachine] = []
+    while isinstance(machine, VirtualMachine):
+        found.insert(0, machine)
+        machine = machine.monitor.machine
+    return found
+
+
+def stats(vm: VirtualMachine) -> Stats:
+    """What the monitor of a machine has done for it. What one of those beneath did for that monitor's own machine is
+    counted there.
+    """
+    account, engine = vm.account, vm.engine
+    privileged, paging = (
+        {},
+        {"VM-faults": account.faults, "pages taken": account.paged_out, "and given back": account.paged_in},
+    )
+    if isinstance(engine, TrapAndEmulate):
+        privileged = {
+            "rows applied natively": engine.applied_natively,
+            "by the reference": engine.interpreted - engine.table_writes,
+        }
+        paging |= {"shadow entries": engine.filled, "writes to page tables": engine.table_writes}
+    return {
+        "integrity of the virtual processor": {"slices": account.slices, "machine switches": account.switches},
+        "privileged instructions": privileged,
+        "paging": paging,
+        "console functions": {"device accesses": vm.bus.accesses},
+    }
+
+
+def entries(found: Stats) -> int:
+    """How often the monitor was entered."""
+    return sum(count for rows in found.values() for what, count in rows.items() if what != "machine switches")
+
+
+def direct(vm: VirtualMachine) -> float:
+    """The part of its steps that were executed with no monitor entered."""
+    return 1 - entries(stats(vm)) / vm.steps if vm.steps else 1.0
+
+
+def lines(machine: Virt) -> list[str]:
+    """All of it as text, for a machine and those that it is on."""
+    told = []
+    for vm in path(machine):
+        technique = "trap" if isinstance(vm.engine, TrapAndEmulate) else "virtualizer"
+        told.append(f"{vm.path} ({technique}): {vm.steps:,} steps, {direct(vm):.4%} of them with no monitor entered")
+        for source, rows in stats(vm).items():
+            counts = ", ".join(f"{what} {count:,}" for what, count in rows.items() if count) or "none"
+            told.append(f"  {source:<36}{counts}")
+    return told
