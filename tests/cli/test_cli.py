@@ -315,7 +315,7 @@ def test_run_dumps_the_device_tree(tmp_path: Path) -> None:
 def test_run_says_that_the_host_has_no_memory() -> None:
     """Which is no wrong use: status 125."""
     found = subprocess.run(
-        [*COMMAND, "run", "-m", "2G"],
+        [*COMMAND, "run", "-m", "2G", "--depth", "0"],
         capture_output=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30)),
     )
