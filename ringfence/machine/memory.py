@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from weakref import finalize
 
 from ringfence.errors import OutOfMemory
@@ -126,6 +126,13 @@ class Derived:
 
     def moved(self) -> None:
         """Frames of a virtual machine are in other places now."""
+
+    def shadow(self, frame: int, shadows: Sequence[int], retire: Callable[[], None]) -> bool:
+        """A frame is a table whose entries those of `shadows`, which are frames too, follow from: where it changes they
+        become zero. `retire` is called where it is written so much that it seems to be none. False: somebody else has
+        to see to that.
+        """
+        return False
 
     def everything(self) -> None:
         """All of memory is about to change."""

@@ -177,6 +177,8 @@ class GuestRam(Ram):
         """Frames (by offset) that f has no answer for, but that are not zero: how to look at their bytes."""
         self.shadows: Shadows | None = None
         """Page tables of the guest's that are to be told of writes, and what else follows from f."""
+        self.residents: list[Shadows] = []
+        """Shadow tables that lie here."""
         self.above: list[GuestRam] = []
         """Memory of virtual machines on this one."""
         if isinstance(host, GuestRam):
@@ -237,6 +239,8 @@ class GuestRam(Ram):
     def _forget(self, *changed: tuple[int, int]) -> None:
         """f has changed for these (offset, length): what was composed with it is dropped, here and above."""
         for at, length in changed:
+            for resident in self.residents:
+                resident.moved(at, length)
             if self.shadows is not None:
                 self._forget_shadows(at, length)
             first, count = at >> 12, length >> 12
@@ -256,6 +260,7 @@ class GuestRam(Ram):
             self.shadows.drop()
             return
         for frame in range(at, at + length, FRAME):
+            self.shadows.untrace(frame)
             self.shadows.forget(frame)
 
     def write(self, pa: int, data: bytes | memoryview) -> None:

@@ -242,7 +242,9 @@ class Monitor:
             return lambda vm: host.engine.virtualize(vm, ram)
         from ringfence.monitor.technique.trap import TrapAndEmulate
 
-        shadows = Shadows(host.ram, self._frame, lambda at: self._allocator.give_back(at, FRAME), most_tables(ram.size))
+        shadows = Shadows(
+            ram, host.ram, self._frame, lambda at: self._allocator.give_back(at, FRAME), most_tables(ram.size)
+        )
         return lambda vm: TrapAndEmulate(vm, ram, host, shadows)
 
     def _fault(self, vm: VirtualMachine, at: int, right: int) -> None:

@@ -9,7 +9,18 @@ from collections.abc import Callable
 
 from ringfence.machine.engine import layout
 from ringfence.machine.engine.emit import OFFSETS, Emit, Ended
-from ringfence.machine.engine.layout import CODE, ENTRY, RECORD, SLOTS, TABLE, TLBS, WRITABLE, Action, Geometry
+from ringfence.machine.engine.layout import (
+    CODE,
+    ENTRY,
+    RECORD,
+    SHADOWED,
+    SLOTS,
+    TABLE,
+    TLBS,
+    WRITABLE,
+    Action,
+    Geometry,
+)
 from ringfence.word import Int, Ir, Word, select
 
 _EMPTY = Int(-1)
@@ -191,6 +202,25 @@ def _dirty(e: Emit) -> None:
             e.poke(flag, e.peek(flag, 8) & 0xFF ^ TABLE)
 
         e.when(level == 1, lambda: e.b.emit(f"call void @drop(ptr %state, i64 {va})"), upper)
+
+    def shadow(of: Word) -> None:
+        """What followed from the entries in one shadow is dropped; what followed from those, before."""
+        start = (of << 12) + (offset & 4088)
+        length = ((offset + size - 1) & 4088) - (offset & 4088) + 8
+
+        def clear() -> None:
+            ready = e.b.op(f"call i64 @dirty(ptr %state, i64 {start}, i64 {length})", 64)
+            e.when(ready != 0, lambda: _give(e, ready))
+            e.loop(start, start + length, 8, lambda at: e.poke(e.address(ram + at), Int(0)))
+
+        e.when((length != 8) | (e.peek(e.address(ram + start)) != 0), clear)
+
+    def shadowed() -> None:
+        listed = e.peek(e.address(e.machine("shadows") + (frame << 3)))
+        stop = listed + (e.peek(e.address(listed)) + 1 << 3)
+        e.loop(listed + 8, stop, 8, lambda at: shadow(e.peek(e.address(at))))
+
+    e.when((flags & SHADOWED) != 0, shadowed)
 
     def walked() -> None:
         first, last = offset & -8, offset + size - 1 & -8

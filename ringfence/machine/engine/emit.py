@@ -14,7 +14,7 @@ from ringfence.isa.paging import MISALIGNED, Access
 from ringfence.isa.spec import Insn
 from ringfence.isa.trap import Cause, S
 from ringfence.machine.engine import layout
-from ringfence.machine.engine.layout import CODE, ENTRY, RECORD, TABLE, Action, Geometry
+from ringfence.machine.engine.layout import CODE, ENTRY, RECORD, SHADOWED, TABLE, Action, Geometry
 from ringfence.machine.hart import FIELDS
 from ringfence.machine.memory import READ, WRITE
 from ringfence.word import Builder, Int, Ir, Word, low, select, sext, zext
@@ -212,7 +212,7 @@ class Emit:
         place, frame, bare = self.frame(pa, WRITE)
         self.permitted(frame, Int(1))
         flags = self.peek(self.address(self.machine("flags") + bare), 8)
-        self.when((flags & CODE) != 0, self.rare)
+        self.when((flags & (CODE | SHADOWED)) != 0, self.rare)
         self.poke(self.address(self.machine("ram_host") + place), value)
 
     def define(self, header: str, body: Callable[[], object]) -> str:

@@ -7,7 +7,7 @@ those that the lent hart holds while it runs. What else is asked of it is the mo
 from __future__ import annotations
 
 from ringfence.isa import trap
-from ringfence.isa.paging import effective_privilege
+from ringfence.isa.paging import Access, effective_privilege
 from ringfence.isa.trap import Cause, M, S, Status
 from ringfence.machine.engine.emit import OFFSETS, SIGNATURE, Ended, Handler
 from ringfence.machine.engine.layout import SPACES, Action, Geometry
@@ -96,7 +96,7 @@ def _space(g: Geometry) -> str:
     satp, priv, status = e.satp, e.priv, e.mstatus
     translated = select((priv == M) | (satp >> 60 == 0), Int(0), satp & ~(0xFFFF << 44))
     access = select(priv == S, status & 1 << Status.SUM, Int(0)) | status & 1 << Status.MXR
-    mixed = zext(effective_privilege(e, 1) != priv) & zext(priv == M)  # type: ignore[arg-type]
+    mixed = zext(effective_privilege(e, Access.LOAD) != priv)  # type: ignore[arg-type]
     key = translated | priv << 44 | access << 28 | mixed << 48 | 1 << 49
     e.set_lent("space_key", key)
     keys, spaces = (e.pointer("%state", OFFSETS[name]) for name in ("space_keys", "spaces"))

@@ -89,6 +89,7 @@ MACHINE = table(
         ("flags", 1),  # a byte a frame
         ("code", 1),  # 8 bytes a frame: its first record, or 0
         ("tables", 1),  # 8 bytes a frame: of which part of the address space it was walked as a table
+        ("shadows", 1),  # 8 bytes a frame: where its shadows are listed, how many and then their frames; or 0
         ("writes", 1),  # 2 bytes a frame: slow writes since something was last derived
         ("code_next", 1),
         ("code_end", 1),
@@ -100,8 +101,10 @@ MACHINE = table(
     ]
 )
 
-CODE, TABLE, WRITABLE = 1, 2, 4
-"""Frame flags: decoded code was taken from it; a walk read it; it may be in a write TLB."""
+CODE, TABLE, WRITABLE, SHADOWED = 1, 2, 4, 8
+"""Frame flags: decoded code was taken from it; a walk read it; it may be in a write TLB; it has shadows, whose entries
+follow from its own.
+"""
 RETIRE_CODE, RETIRE_TABLE = 1024, 64
 """Slow writes with nothing derived between them after which a frame is plain again."""
 

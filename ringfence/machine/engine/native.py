@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from array import array
+from collections.abc import Callable, Sequence
 
 from ringfence.machine.engine import code, layout
-from ringfence.machine.engine.layout import CODE, TABLE, Geometry
+from ringfence.machine.engine.layout import CODE, SHADOWED, TABLE, WRITABLE, Geometry
 from ringfence.machine.hart import FIELDS, Hart
 from ringfence.machine.memory import FRAME, Derived, Ram
 
@@ -21,7 +23,8 @@ HARTS = 1024
 INDEX = {name: field.offset >> 3 for name, field in (FIELDS | layout.FIELDS).items()}
 MACHINE = {name: field.offset >> 3 for name, field in layout.MACHINE.items()}
 
-_PLAIN = bytes(flags for flags in range(256) if not flags & (CODE | TABLE))
+_PLAIN = bytes(flags for flags in range(256) if not flags & (CODE | TABLE | SHADOWED))
+_SHADOWED = bytes(flags & SHADOWED for flags in range(256))
 _NO_CODE = bytes(flags & ~CODE for flags in range(256))
 
 
@@ -47,6 +50,11 @@ class Native(Derived):
         self._records = anonymous(frames * 8)
         self._tables = anonymous(frames * 8)
         self._writes = anonymous(frames * 2)
+        self._shadows = anonymous(frames * 8)
+        self._listed = memoryview(self._shadows).cast("B").cast("Q")
+        self._lists: dict[int, tuple[mmap.mmap, Sequence[int], Callable[[], None]]] = {}
+        """Frames that have shadows: the list for native code, the same, and what makes them have none."""
+        self._map = ram.map
         self._harts = anonymous(HARTS * 8)
         self._addresses = memoryview(self._harts).cast("B").cast("Q")
         self._blocks: list[memoryview] = []
@@ -59,6 +67,7 @@ class Native(Derived):
             "flags": host_address(ram.flags),
             "code": host_address(self._records),
             "tables": host_address(self._tables),
+            "shadows": host_address(self._shadows),
             "writes": host_address(self._writes),
             "code_next": arena,
             "code_end": arena + code_bytes,
@@ -105,9 +114,11 @@ class Native(Derived):
             flags = int(self._flags[first])
             if flags & CODE:
                 self._forget(self._addresses[0], place, length)
-            if flags & TABLE:
+            if flags & SHADOWED:
+                self._clear_shadows(first, place, length)
+            if flags & TABLE and (length != 8 or place & 7 or self._map[place] & 1):  # no TLB holds what is not valid
                 self.forget_all_translations()
-                self._flags[first] = flags & ~TABLE
+                self._flags[first] = int(self._flags[first]) & ~TABLE
             return
         derived = bytes(self._flags[first : last + 1])
         if not derived.translate(None, _PLAIN):
@@ -115,9 +126,11 @@ class Native(Derived):
         if any(flags & TABLE for flags in derived):
             self.forget_all_translations()
         for frame, flags in enumerate(derived, first):
+            start = max(place, frame * FRAME)
+            end = min(place + length, (frame + 1) * FRAME)
+            if flags & SHADOWED:
+                self._clear_shadows(frame, start, end - start)
             if flags & CODE:
-                start = max(place, frame * FRAME)
-                end = min(place + length, (frame + 1) * FRAME)
                 self._forget(self._addresses[0], start, end - start)
 
     def moved(self) -> None:
@@ -125,7 +138,35 @@ class Native(Derived):
 
     def everything(self) -> None:
         self.drop_code()
-        self._flags[:] = bytes(len(self._flags))
+        self._flags[:] = bytes(self._flags).translate(_SHADOWED)
+
+    # Shadows
+
+    def shadow(self, frame: int, shadows: Sequence[int], retire: Callable[[], None]) -> bool:
+        old = self._lists.pop(frame, None)
+        flags = int(self._flags[frame])
+        if not shadows:
+            self._flags[frame] = flags & ~SHADOWED
+            self._listed[frame] = 0
+            return True
+        size = 8 * (len(shadows) + 1)
+        listed = old[0] if old is not None and len(old[0]) >= size else anonymous(2 * size)
+        memoryview(listed).cast("B").cast("Q")[: len(shadows) + 1] = memoryview(array("Q", [len(shadows), *shadows]))
+        self._lists[frame] = listed, shadows, retire
+        self._listed[frame] = host_address(listed)
+        if flags & WRITABLE:
+            self.forget_all_translations()
+        self._flags[frame] = flags & ~WRITABLE | SHADOWED
+        return True
+
+    def _clear_shadows(self, frame: int, place: int, length: int) -> None:
+        """Bytes of a frame that has shadows are about to change."""
+        first = place & FRAME - 1 & -8
+        length = (place + length - 1 & FRAME - 1 & -8) + 8 - first
+        for shadow in self._lists[frame][1]:
+            at = shadow * FRAME + first
+            self.written(at, length)
+            self._map[at : at + length] = bytes(length)
 
     # Dropping
 
@@ -150,6 +191,8 @@ class Native(Derived):
 
     def make_plain(self, frame: int) -> None:
         """Nothing is derived from the frame, and no TLB holds it."""
+        if frame in self._lists:
+            self._lists[frame][2]()
         flags = int(self._flags[frame])
         if flags & CODE:
             self._forget(self._addresses[0], frame * FRAME, FRAME)

@@ -51,8 +51,14 @@ class Shadows:
     are at most `most`.
     """
 
-    def __init__(self, host: Ram, frame: Callable[[], int], give_back: Callable[[int], None], most: int) -> None:
-        self.host, self._frame, self._give_back, self._most = host, frame, give_back, most
+    def __init__(
+        self, guest: Ram, host: Ram, frame: Callable[[], int], give_back: Callable[[int], None], most: int
+    ) -> None:
+        self._guest, self.host, self._frame, self._give_back, self._most = guest, host, frame, give_back, most
+        self.followed = False
+        """Whether what is written to a frame that has shadows is seen to by the machine."""
+        self._places: dict[int, int] = {}
+        """Of frames that have shadows: the bare machine's."""
         self._tables: dict[Key, Table] = {}
         self.traced: dict[int, list[Table]] = {}
         """The frames (by offset) of the guest's memory that have shadows."""
@@ -72,13 +78,26 @@ class Shadows:
                 if key.at not in self.traced:
                     self.traced[key.at] = []
                     self._regions[key.at & -SUPERPAGE] += 1
-                    self.forget(key.at)  # it is mapped to be written, perhaps
                 self.traced[key.at].append(found)
+                self._watch(key.at)
         return found
 
-    def another(self) -> Shadows:
+    def another(self, guest: Ram) -> Shadows:
         """For one machine more, on the same host."""
-        return Shadows(self.host, self._frame, self._give_back, self._most)
+        return Shadows(guest, self.host, self._frame, self._give_back, self._most)
+
+    def _watch(self, at: int) -> None:
+        """The machine sees to it that shadows follow the frame; else it is not to be written directly."""
+        self._places[at] = frame = self._guest.place(at) // FRAME
+        shadows = [self.host.place(table.place) // FRAME for table in self.traced[at]]
+        self.followed = self.host.derived.shadow(frame, shadows, lambda: self.untrace(at))
+        if not self.followed:
+            self.forget(at)
+
+    def moved(self, at: int, length: int) -> None:
+        """Frames of the host's memory lie elsewhere from now on."""
+        if any(at <= table.place < at + length for table in self._tables.values()):
+            self.drop()
 
     @property
     def full(self) -> bool:
@@ -86,8 +105,8 @@ class Shadows:
         return len(self._tables) + DEEPEST > self._most
 
     def whole(self, at: int) -> bool:
-        """Whether nothing in the superpage at an offset of the guest's memory has a shadow."""
-        return not self._regions[at & -SUPERPAGE]
+        """Whether the superpage at an offset of the guest's memory can be written directly."""
+        return self.followed or not self._regions[at & -SUPERPAGE]
 
     def link(self, table: Table, n: int, child: Table) -> None:
         """Entry `n` leads to `child`."""
@@ -95,7 +114,9 @@ class Shadows:
             self.clear(table, n)
             table.children[n] = child
             child.parents.add((table, n))
-            self._write(table, n, (self.host.base + child.place) // FRAME << 10 | V)
+        entry = (self.host.base + child.place) // FRAME << 10 | V
+        if self.host.peek(table.place + 8 * n, 8) != entry.to_bytes(8, "little"):
+            self._write(table, n, entry)
 
     def map(self, table: Table, n: int, at: int, to: int, rights: int) -> None:
         """Entry `n` maps the page at offset `at` of the guest's memory, which is at offset `to` of the host's."""
@@ -134,6 +155,7 @@ class Shadows:
         """The frame is no table of the guest's any more."""
         if frame in self.traced:
             self._regions[frame & -SUPERPAGE] -= 1
+            self.host.derived.shadow(self._places.pop(frame), (), lambda: None)
         for table in self.traced.pop(frame, ()):
             for n in [*table.leaves, *table.children]:
                 self.clear(table, n)
@@ -149,6 +171,9 @@ class Shadows:
             for n in (*table.leaves, *table.children):
                 self._write(table, n, 0)
             self._give_back(table.place)
+        for frame in self._places.values():
+            self.host.derived.shadow(frame, (), lambda: None)
+        self._places.clear()
         self._tables.clear()
         self.traced.clear()
         self._mapped.clear()

@@ -55,6 +55,8 @@ class TrapAndEmulate:
     def __init__(self, computer: Computer, ram: GuestRam, host: Computer, shadows: Shadows) -> None:
         self._computer, self._ram, self._host, self._shadows = computer, ram, host, shadows
         ram.shadows = shadows
+        if isinstance(host.ram, GuestRam):
+            host.ram.residents.append(shadows)
         self._real = [host.engine.lend(hart) for hart in computer.harts]
         self._roots: dict[tuple[int, int, int, int], int] = {}
         """satp of a lent hart, by its virtual hart's number, satp, privilege and what of its status matters."""
@@ -120,6 +122,8 @@ class TrapAndEmulate:
 
     def close(self) -> None:
         self._shadows.drop()
+        if isinstance(self._host.ram, GuestRam):
+            self._host.ram.residents.remove(self._shadows)
         for number, real in enumerate(self._real):
             if number not in self._returned:
                 self._host.engine.take_back(real)
@@ -127,7 +131,7 @@ class TrapAndEmulate:
     def virtualize(self, computer: Computer, ram: Ram) -> Engine:
         """The harts of a machine on this one run as this one's do: deprivileged, under f ∘ f ∘ φ."""
         assert isinstance(ram, GuestRam)
-        return TrapAndEmulate(computer, ram, self._host, self._shadows.another())
+        return TrapAndEmulate(computer, ram, self._host, self._shadows.another(ram))
 
     def lend(self, virtual: Hart | None = None) -> Hart:
         real = self._host.engine.lend(virtual)
@@ -292,7 +296,7 @@ class TrapAndEmulate:
         granted = reference.permission(hart, ram.base + at, FRAME, machine)
         for entry in trail:
             self._writes.pop(entry & -FRAME, None)
-        if access is Access.STORE and at in shadows.traced:
+        if access is Access.STORE and at in shadows.traced and not shadows.followed:
             self._writes[at] += 1
             self.table_writes += 1
             if self._writes[at] <= RETIRE:
@@ -330,7 +334,7 @@ class TrapAndEmulate:
         rights &= (
             (R if granted & pmp.R and given & READ else 0)
             | (X if granted & pmp.X and given & EXECUTE else 0)
-            | (W if granted & pmp.W and given & WRITE and first not in shadows.traced else 0)
+            | (W if granted & pmp.W and given & WRITE and (shadows.followed or first not in shadows.traced) else 0)
         )
         if not rights & R:
             rights &= ~W
@@ -353,9 +357,9 @@ class TrapAndEmulate:
 
 
 def _mixed(hart: Hart) -> bool:
-    """Loads and fetches would need page tables of their own: MPRV in M-mode."""
+    """Loads and fetches would need page tables of their own: MPRV lends another privilege."""
     status = hart.mstatus
-    return hart.priv == M and status >> Status.MPRV & 1 == 1 and status >> Status.MPP & 3 != M
+    return status >> Status.MPRV & 1 == 1 and status >> Status.MPP & 3 != hart.priv
 
 
 def _mode(hart: Hart) -> int | None:
