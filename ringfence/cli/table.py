@@ -15,6 +15,8 @@ from ringfence.cli import explain, plain_interrupt
 COMMANDS = {
     "run": ("ringfence.cli.run", "run", "Boot a guest."),
     "up": ("ringfence.cli.up", "up", "Run several guests at once, as a file describes them."),
+    "explain": ("ringfence.cli.way", "explain", "Show a virtual address's way through page tables and monitors."),
+    "trace": ("ringfence.cli.trace", "trace", "Show a run's flow through process, operating system and monitor."),
     "image": ("ringfence.cli.image", "image", "Guest images: list, pull, path, rm."),
 }
 """name: (module, its command, what help says of it)"""
@@ -38,7 +40,7 @@ class Table(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
-        plain_interrupt(cmd_name == "run")
+        plain_interrupt(cmd_name != "image")
         command: click.Command = getattr(import_module(module), attribute)
         return command
 

@@ -34,6 +34,10 @@ class F:
         self.host, self.size, self.root = host, size, root
         self._table, self._free = table, free
 
+    def seen(self, host: Ram) -> F:
+        """The same map, read through another view of the host's memory."""
+        return F(host, self.size, self.root, self._table, self._free)
+
     def _read(self, at: int) -> int:
         return int.from_bytes(self.host.peek(at, 8), "little")
 

@@ -55,3 +55,12 @@ def test_command_handles_ctrl_c_itself() -> None:
     person.until(b"ready")
     person.type(b"\x03")
     assert person.end(20) == 130
+
+
+def test_explain_looks_when_the_shell_waits() -> None:
+    """Linux's timers go on, and nothing else does; the kernel's own symbols have names."""
+    found = ringfence("explain", "debian", "linux_banner")
+    lines = found.stdout.decode().splitlines()
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert "S-mode" in lines[0] and " in arch_cpu_idle, " in lines[0]
+    assert lines[-1].startswith("memory  0x") and any("-> 0x" in line and line.endswith(": load") for line in lines)

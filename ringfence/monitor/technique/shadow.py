@@ -108,6 +108,20 @@ class Shadows:
         """Whether the superpage at an offset of the guest's memory can be written directly."""
         return self.followed or not self._regions[at & -SUPERPAGE]
 
+    def roots(self, at: int, level: int) -> list[Table]:
+        """The shadows, one a mode, of the guest's table at an offset, which is the first of its walks."""
+        return [table for key, table in self._tables.items() if (key.at, key.level) == (at, level)]
+
+    def trail(self, table: Table, va: int) -> list[tuple[Table, int]]:
+        """The entries (a table and a number in it) that map `va`, from this table on; none where it is not mapped."""
+        found = []
+        while True:
+            n = va >> 12 + 9 * table.key.level & 511
+            found.append((table, n))
+            if n not in table.children:
+                return found if n in table.leaves else []
+            table = table.children[n]
+
     def link(self, table: Table, n: int, child: Table) -> None:
         """Entry `n` leads to `child`."""
         if table.children.get(n) is not child:

@@ -76,6 +76,11 @@ class TrapAndEmulate:
         for hart in computer.harts:
             self.protection(hart)
 
+    @property
+    def host(self) -> Computer:
+        """The machine that lends the harts."""
+        return self._host
+
     # machine.Engine
 
     def run(self, hart: Hart, deadline: int) -> bool:
