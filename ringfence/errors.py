@@ -9,6 +9,7 @@
       MachineError      2    a machine cannot be made as asked
       NotBootable       126  what was given cannot be booted
       ConsoleError      125  a guest did not print what was expected of it
+      WildMap           125  a virtual machine's map leads out of the machine that it is on
       OutOfMemory       125  the host, or a machine, has no memory left for a machine that runs on it
 
 An error's text is the one sentence that the user reads, with neither prefix nor full stop; `status` is the exit
@@ -71,3 +72,7 @@ class OutOfMemory(RingfenceError):
     """The host, or a monitor's machine, has no memory left that a machine on it needs: `machine`."""
 
     machine: object = None
+
+
+class WildMap(RingfenceError):
+    """A virtual machine's map leads out of the memory of the machine that it is on."""

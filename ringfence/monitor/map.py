@@ -11,6 +11,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator
 
+from ringfence.errors import WildMap
 from ringfence.isa.paging import ACCESSED, DIRTY, PPN, USER, R, V, W, X
 from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
 from ringfence.monitor.technique.shadow import Shadows
@@ -47,7 +48,15 @@ class F:
     def _child(self, at: int) -> int | None:
         """The offset of the table that a table entry leads to."""
         entry = self._read(at)
-        return (entry >> 10 & PPN) * FRAME - self.host.base if entry & V and not entry & (R | X) else None
+        if not entry & V or entry & (R | X):
+            return None
+        return self.inside((entry >> 10 & PPN) * FRAME - self.host.base, FRAME)
+
+    def inside(self, to: int, size: int) -> int:
+        """The offset, which is one of the host's memory, whatever the table says. Raises WildMap."""
+        if not 0 <= to <= self.host.size - size:
+            raise WildMap(f"a map leads to {self.host.base + to:#x}, which is no memory of its machine")
+        return to
 
     def _make_child(self, at: int) -> int:
         child = self._child(at)
@@ -215,6 +224,7 @@ class GuestRam(Ram):
             assert found is not None and found[1] & right, f"f has no answer for {at:#x}"
         to, rights, size = found
         host = self.host
+        self.f.inside(to, size)
         inside = at & size - 1
         place = host.place(to + inside, right)
         first, count = at - inside >> 12, min(size, self.size - (at - inside)) >> 12
