@@ -9,17 +9,38 @@ from __future__ import annotations
 import mmap
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Protocol
 
 from ringfence.isa.paging import ACCESSED, DIRTY, PPN, USER, R, V, W, X
 from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
-from ringfence.monitor.technique.shadow import Shadows
 
 ALL = READ | WRITE | EXECUTE
 SUPERPAGE = 512 * FRAME
 ROOT = 4 * FRAME
 """The bytes of a root table, aligned to them."""
 _LEAF = V | USER | ACCESSED | DIRTY
+
+
+class Follower(Protocol):
+    """What a technique keeps that follows from f, or from the guest's page tables."""
+
+    @property
+    def traced(self) -> Collection[int]:
+        """The frames (by offset) of the guest's memory of which `written` is told."""
+        ...
+
+    def written(self, at: int, length: int) -> None:
+        """Bytes in one of them have changed."""
+        ...
+
+    def forget(self, at: int) -> None:
+        """f has changed for the frame at an offset."""
+        ...
+
+    def drop(self) -> None:
+        """And for all."""
+        ...
 
 
 class F:
@@ -162,8 +183,7 @@ class GuestRam(Ram):
         self._fault, self._release = fault, release
         self.absent: dict[int, Callable[[], bytes]] = {}
         """Frames (by offset) that f has no answer for, but that are not zero: how to look at their bytes."""
-        self.shadows: Shadows | None = None
-        """Page tables of the guest's that are to be told of writes, and what else follows from f."""
+        self.shadows: Follower | None = None
         self.above: list[GuestRam] = []
         """Memory of virtual machines on this one."""
         if isinstance(host, GuestRam):
