@@ -197,6 +197,13 @@ Exit status: the guest's own, and
     show_default=True,
     help="How monitors keep control: the machine's own facility, or trap and emulate.",
 )
+@click.option(
+    "--tlb",
+    type=click.Choice(["hardware", "software"]),
+    default="hardware",
+    show_default=True,
+    help="What fills the TLB: the machine, from page tables, or the guest, which the embedded one can.",
+)
 @click.option("--engine", type=click.Choice(["threaded", "reference"]), help="What runs harts. Default: threaded.")
 def run(image: str | None, command: tuple[str, ...], **options: Any) -> None:
     """Boot a guest: the embedded one, IMAGE, or a --kernel; with COMMAND, that runs in place of IMAGE's shell.
@@ -238,6 +245,7 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
         console=output,
         disks=open_disks(options["disk"], stack),
         technique=options["technique"],
+        tlb=options["tlb"],
     )
     try:
         program = load(board, guest.kernel, initrd=guest.initrd, append=guest.append, bios=guest.bios)

@@ -200,7 +200,12 @@ def load(
         entry, found = _program(Blob("firmware", bios), base, size, flat=True)
         pieces += found
     if kernel is not None:
-        kernel_entry, found = _program(Blob("kernel", kernel).unpacked(size), base, size, flat=bios == NO_FIRMWARE)
+        blob = Blob("kernel", kernel).unpacked(size)
+        if board.inputs.tlb == "software" and _is_image(blob.read(0, _IMAGE.size)):
+            raise NotBootable(
+                f"{blob.name} is a Linux kernel, which needs harts that walk page tables, and this machine's do not"
+            )
+        kernel_entry, found = _program(blob, base, size, flat=bios == NO_FIRMWARE)
         pieces += found
     elif bios is None or bios == NO_FIRMWARE:
         raise NotBootable("there is no kernel to boot")
@@ -254,7 +259,7 @@ def _program(blob: Blob, base: int, size: int, *, flat: bool) -> tuple[int, list
     head = blob.read(0, _IMAGE.size)
     if head.startswith(_IDENT[: len(head)]):
         entry, pieces = _elf(blob)
-    elif len(head) == _IMAGE.size and _IMAGE.unpack(head)[7] == _IMAGE_MAGIC:
+    elif _is_image(head):
         entry, pieces = _image(blob, base)
     elif flat and blob.name.endswith(".bin"):
         entry, pieces = base, [Piece(base, blob, 0, blob.size, blob.size)]
@@ -268,6 +273,11 @@ def _program(blob: Blob, base: int, size: int, *, flat: bool) -> tuple[int, list
             where, memory = f"{piece.pa:#x} to {piece.end:#x}", f"{base:#x} to {base + size:#x}"
             raise NotBootable(f"{blob.name} has bytes for {where}, and memory is {memory}")
     return entry, pieces
+
+
+def _is_image(head: bytes) -> bool:
+    """Whether a file of Linux's boot format begins so."""
+    return len(head) == _IMAGE.size and _IMAGE.unpack(head)[7] == _IMAGE_MAGIC
 
 
 def _image(blob: Blob, base: int) -> tuple[int, list[Piece]]:

@@ -135,15 +135,22 @@ class Sbi:
         return SUCCESS, 0
 
     def _fence(self, hart: Hart, a: tuple[int, ...]) -> Result:
-        """What caches of translations and code hold is invisible here, so only the arguments matter."""
+        """What caches of code hold is invisible here, so only the arguments matter."""
         return (INVALID_PARAM if self._chosen(a[0], a[1]) is None else SUCCESS), 0
 
     def _fence_range(self, hart: Hart, a: tuple[int, ...]) -> Result:
-        if self._chosen(a[0], a[1]) is None:
+        """And so is what a TLB holds, but for one that is filled by software: that loses all."""
+        chosen = self._chosen(a[0], a[1])
+        if chosen is None:
             return INVALID_PARAM, 0
         start, size = a[2], a[3]
-        whole = size == _ALL or start == size == 0
-        return (SUCCESS if whole or start + size <= 1 << 64 else INVALID_ADDRESS), 0
+        if not (size == _ALL or start == size == 0) and start + size > 1 << 64:
+            return INVALID_ADDRESS, 0
+        for target in chosen:
+            if target.software_tlb:
+                self.board.engine.retranslate(target, None)
+                target.empty_tlb()
+        return SUCCESS, 0
 
     def _hart_start(self, hart: Hart, a: tuple[int, ...]) -> Result:
         target = self._hart(a[0])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ringfence.isa import pmp
+from ringfence.isa import pmp, tlb
 from ringfence.isa.effects import System
 from ringfence.isa.paging import ADUE, MODES, PBMTE
 from ringfence.isa.trap import Irq, M, S, Status
@@ -210,18 +210,48 @@ def _satp_illegal(h: System) -> Word:
     return (h.priv == S) & h.mstatus.bit(Status.TVM)
 
 
-def _set_satp(h: System, v: Word) -> None:
-    """A write of a mode that is not there has no effect at all."""
+def _mode_there(v: Word) -> Word:
     mode = v >> 60
     there: Word = mode == 0
     for number in MODES:
         there = there | (mode == number)
-    h.satp = select(there, v, h.satp)
+    return there
+
+
+def _set_satp(h: System, v: Word) -> None:
+    """A write of a mode that is not there has no effect at all."""
+    h.satp = select(_mode_there(v), v, h.satp)
     h.regime()
     h.refetch()
 
 
 csr(0x180, "satp", lambda h: h.satp, _set_satp, illegal=_satp_illegal)
+
+# The software-filled TLB (docs/software-tlb.md)
+
+_STLBSTATUS = 15 << 60 | 1 << Status.SPP | 1 << Status.SPIE
+
+
+def _set_stlbstatus(h: System, v: Word) -> None:
+    h.stlbstatus = select(_mode_there(v), v, v & ~(15 << 60) | h.stlbstatus & 15 << 60) & _STLBSTATUS
+
+
+def _stlb(number: int, name: str, mask: int = -1, write: Write | None = None) -> None:
+    def masked(h: System, v: Word) -> None:
+        setattr(h, name, v & mask)
+
+    def illegal(h: System) -> Word:
+        return (h.software_tlb == 0) | _satp_illegal(h)
+
+    csr(number, name, lambda h: getattr(h, name), write or masked, illegal=illegal)
+
+
+_stlb(0x5C0, "stlbvec", ~3 & (1 << 64) - 1)
+_stlb(0x5C1, "stlbepc", ~1 & (1 << 64) - 1)
+_stlb(0x5C2, "stlbval")
+_stlb(0x5C3, "stlbstatus", write=_set_stlbstatus)
+_stlb(0x5C4, "stlbscratch")
+_stlb(0x5C5, "stlbindex", tlb.ENTRIES - 1)
 
 # Environment configuration
 

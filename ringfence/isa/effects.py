@@ -153,6 +153,26 @@ class System(Control, Protocol):
         """Steps of the machine, up to and without this instruction."""
         ...
 
+    def find(self, name: str, *words: Word) -> Word:
+        """The number of the first word of an array of the state that is one of `words`; how many there are, where none
+        is.
+        """
+        ...
+
+    def element(self, name: str, n: Word) -> Word:
+        """Word `n` of an array of the state."""
+        ...
+
+    def set_element(self, name: str, n: Word, value: Word) -> None: ...
+
+    def replace(self, name: str, change: Callable[[Word], Word]) -> None:
+        """Replace each word of an array of the state by change(word)."""
+        ...
+
+    def retranslate(self, page: Word | None = None) -> None:
+        """What the software-filled TLB says of the page at this address, or of any, is about to change."""
+        ...
+
     def load_pte(self, pa: Word, va: Word, level: int, access: int) -> Word:
         """The page-table entry at a physical address, on a walk for `va`; traps with the access fault of `access`."""
         ...

@@ -1,4 +1,5 @@
-"""Sv39, Sv48 and Sv57: the walk (privileged manual, sections "Sv39" to "Sv57", "Svpbmt", "Svadu").
+"""Sv39, Sv48 and Sv57: the walk (privileged manual, sections "Sv39" to "Sv57", "Svpbmt", "Svadu"), and, on harts that
+do not walk, the entry in the software-filled TLB (`isa.tlb`).
 
 Written once over words. Under the hypervisor extension each table address and the result go through a second walk at
 `load_pte` and at the end.
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from ringfence.isa import tlb
 from ringfence.isa.effects import System
 from ringfence.isa.trap import Cause, M, Status, U
-from ringfence.word import Word, low, select, sext
+from ringfence.word import Int, Word, low, select, sext
 
 PAGE_BITS = 12
 V, R, W, X, USER, G, ACCESSED, DIRTY = (1 << n for n in range(8))
@@ -28,6 +30,8 @@ class Access(IntEnum):
 
 
 PAGE_FAULT = {Access.FETCH: Cause.FETCH_PAGE, Access.LOAD: Cause.LOAD_PAGE, Access.STORE: Cause.STORE_PAGE}
+_MARKS = {Access.FETCH: ACCESSED, Access.LOAD: ACCESSED, Access.STORE: ACCESSED | DIRTY}
+"""What an access leaves in its leaf."""
 ACCESS_FAULT = {Access.FETCH: Cause.FETCH_ACCESS, Access.LOAD: Cause.LOAD_ACCESS, Access.STORE: Cause.STORE_ACCESS}
 MISALIGNED = {
     Access.FETCH: Cause.FETCH_MISALIGNED,
@@ -45,12 +49,18 @@ def effective_privilege(h: System, access: Access) -> Word:
 
 
 def translate(h: System, va: Word, access: Access) -> Word:
-    """The physical address of `va`; traps with a page fault, or an access fault of the walk's own accesses.
+    """The physical address of `va`; traps with a page fault, an access fault of the walk's own accesses, or where the
+    software-filled TLB has no entry.
 
     Protection of the result itself (PMP) is not checked here."""
     priv = effective_privilege(h, access)
     mode = h.satp >> 60
-    return h.when((priv == M) | (mode == 0), lambda: va, lambda: _modes(h, va, access, priv, mode))
+
+    def translated() -> Word:
+        how = (h, va, access, priv, mode)
+        return h.when(tlb.there(h), lambda: _entry(*how), lambda: _modes(*how))
+
+    return h.when((priv == M) | (mode == 0), lambda: va, translated)
 
 
 def _modes(h: System, va: Word, access: Access, priv: Word, mode: Word) -> Word:
@@ -73,26 +83,14 @@ def _step(h: System, va: Word, access: Access, priv: Word, level: int, table: Wo
     def fault() -> None:
         h.trap(PAGE_FAULT[access], va)
 
-    pbmt = pte & PBMT
-    bad = ((pte & V) == 0) | ((pte & (R | W)) == W) | ((pte & RESERVED) != 0)
-    bad = bad | (pbmt == PBMT) | (pbmt != 0) & (h.menvcfg.bit(PBMTE) ^ 1)
-    h.when(bad, fault)
+    h.when(_malformed(h, pte), fault)
 
     def leaf() -> Word:
-        permitted = {
-            Access.FETCH: pte.bit(3),
-            Access.LOAD: pte.bit(1) | pte.bit(3) & h.mstatus.bit(Status.MXR),
-            Access.STORE: pte.bit(2),
-        }[access]
-        from_s = pte.bit(4) ^ 1
-        if access is not Access.FETCH:
-            from_s = from_s | h.mstatus.bit(Status.SUM)
-        permitted = permitted & select(priv == U, pte.bit(4), from_s)
-        refused = permitted ^ 1
+        refused = _permitted(h, pte, access, priv) ^ 1
         if level:
             refused = refused | ((ppn & (1 << 9 * level) - 1) != 0)
         h.when(refused, fault)
-        wanted = ACCESSED | (DIRTY if access is Access.STORE else 0)
+        wanted = _MARKS[access]
 
         def update() -> None:
             h.when(h.menvcfg.bit(ADUE) ^ 1, fault)
@@ -109,3 +107,40 @@ def _step(h: System, va: Word, access: Access, priv: Word, level: int, table: Wo
         return _step(h, va, access, priv, level - 1, ppn << PAGE_BITS)
 
     return h.when((pte & (R | X)) != 0, leaf, table_entry)
+
+
+def _malformed(h: System, pte: Word) -> Word:
+    """Not valid, or reserved."""
+    pbmt = pte & PBMT
+    bad = ((pte & V) == 0) | ((pte & (R | W)) == W) | ((pte & RESERVED) != 0)
+    return bad | (pbmt == PBMT) | (pbmt != 0) & (h.menvcfg.bit(PBMTE) ^ 1)
+
+
+def _permitted(h: System, pte: Word, access: Access, priv: Word) -> Word:
+    """Whether a leaf grants the access."""
+    permitted = {
+        Access.FETCH: pte.bit(3),
+        Access.LOAD: pte.bit(1) | pte.bit(3) & h.mstatus.bit(Status.MXR),
+        Access.STORE: pte.bit(2),
+    }[access]
+    from_s = pte.bit(4) ^ 1
+    if access is not Access.FETCH:
+        from_s = from_s | h.mstatus.bit(Status.SUM)
+    return permitted & select(priv == U, pte.bit(4), from_s)
+
+
+def _entry(h: System, va: Word, access: Access, priv: Word, mode: Word) -> Word:
+    """By the software-filled TLB, whose entries are leaves. Accessed and dirty bits are the software's to set."""
+
+    def fault() -> None:
+        h.trap(PAGE_FAULT[access], va)
+
+    unused = select(mode == 8, Int(25), select(mode == 9, Int(16), Int(7)))  # bits of an address above the mode's
+    h.when(((va << unused).s >> unused) != va, fault)
+    n = tlb.find(h, va)
+    h.when(n == tlb.ENTRIES, lambda: h.trap(Cause.TLB_REFILL, va))
+    pte = h.element("tlb_pte", n)
+    marked = (pte & _MARKS[access]) == _MARKS[access]
+    granted = ((pte & (R | X)) != 0) & _permitted(h, pte, access, priv) & marked
+    h.when(_malformed(h, pte) | (granted ^ 1), fault)
+    return (pte >> 10 & PPN) << PAGE_BITS | va & 4095

@@ -6,7 +6,7 @@ manual, "Machine-Level ISA", "Supervisor-Level ISA", "Svinval".)
 
 from __future__ import annotations
 
-from ringfence.isa import trap
+from ringfence.isa import tlb, trap
 from ringfence.isa.csr import CBCFE, CBIE, CBZE, csr_modify, csr_read, csr_write
 from ringfence.isa.effects import Memory, System
 from ringfence.isa.spec import insn
@@ -81,21 +81,35 @@ def wfi(h: System) -> None:
     h.wait()
 
 
-# Translation caches. What they hold is invisible here, so a fence has only its checks.
+# Translation caches. What they hold is invisible here, so a fence has only its checks; but for the software-filled TLB.
 
 
-def _fence(h: System) -> None:
+def _fence(h: System, rs1: Word, rs2: Word) -> None:
     h.when((h.priv < S) | (h.priv == S) & h.mstatus.bit(Status.TVM), h.illegal)
+    tlb.fence(h, rs1, rs2)
 
 
 def _order(h: System) -> None:
     h.when(h.priv < S, h.illegal)
 
 
-insn("sfence.vma      0001001 rs2 rs1 000 00000 1110011", lambda h, rs1, rs2: _fence(h))
-insn("sinval.vma      0001011 rs2 rs1 000 00000 1110011", lambda h, rs1, rs2: _fence(h))
+insn("sfence.vma      0001001 rs2 rs1 000 00000 1110011", _fence)
+insn("sinval.vma      0001011 rs2 rs1 000 00000 1110011", _fence)
 insn("sfence.w.inval  000110000000 00000 000 00000 1110011", _order)
 insn("sfence.inval.ir 000110000001 00000 000 00000 1110011", _order)
+
+
+@insn("tlbwr  1001110 rs2   rs1   000 00000 1110011")
+def tlbwr(h: System, rs1: Word, rs2: Word) -> None:
+    tlb.manage(h)
+    tlb.write(h, rs1, rs2)
+
+
+@insn("tlbret 1001111 00000 00000 000 00000 1110011")
+def tlbret(h: System) -> None:
+    tlb.manage(h)
+    tlb.leave(h)
+
 
 # Cache blocks of 64 bytes
 

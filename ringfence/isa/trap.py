@@ -32,6 +32,7 @@ class Cause(IntEnum):
     FETCH_PAGE = 12
     LOAD_PAGE = 13
     STORE_PAGE = 15
+    TLB_REFILL = 24  # designated for custom use: docs/software-tlb.md
 
 
 class Irq(IntEnum):
@@ -96,10 +97,29 @@ def enter(h: System, cause: Word, tval: Word, pc: Word, interrupt: bool) -> None
 
     h.reservation = Int(-1)
     h.minstret = h.minstret - select((h.mcountinhibit & 4) == 0, Int(1), Int(0))
-    target = h.when(delegated & (h.priv <= S), supervisor, machine)
+
+    def ordinary() -> Word:
+        return h.when(delegated & (h.priv <= S), supervisor, machine)
+
+    missed = (cause == Cause.TLB_REFILL) & (h.priv <= S)
+    target = ordinary() if interrupt else h.when(missed, lambda: _refill(h, tval, pc), ordinary)
     h.regime()
     h.check_point()
     h.jump(target)
+
+
+def _refill(h: System, va: Word, pc: Word) -> Word:
+    """The TLB has no entry for `va`: to S-mode's own handler for that, which runs untranslated until `tlb.leave` and
+    so cannot miss itself. Nothing of an ordinary trap is touched, as one may just be taken.
+    """
+    status, satp = h.mstatus, h.satp
+    spie = (status >> Status.SIE & 1) << Status.SPIE
+    h.stlbepc, h.stlbval = pc, va
+    h.stlbstatus = satp & 15 << 60 | h.priv << Status.SPP | spie
+    h.satp = satp & ~(15 << 60)
+    h.mstatus = status & ~(1 << Status.SIE)
+    h.priv = Int(S)
+    return h.stlbvec
 
 
 def sret(h: System) -> None:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 from ringfence.errors import MachineError
 from ringfence.isa.trap import Irq, M
@@ -34,9 +34,6 @@ from ringfence.machine.hart import SIZE, Hart
 from ringfence.machine.look import Listing, Look, Memory, VirtualMemory, listing
 from ringfence.machine.machine import Computer, Engine, HartLine, SupervisorTimers
 from ringfence.machine.memory import FRAME, Ram, amount
-
-if TYPE_CHECKING:
-    from typing import Literal
 
 MiB = 1 << 20
 GiB = 1 << 30
@@ -67,7 +64,12 @@ EXTENSIONS = (
     *("i", "m", "a", "f", "d", "c", "zicbom", "zicbop", "zicboz", "zicntr", "zicond", "zicsr", "zifencei", "zihpm"),
     *("zba", "zbb", "zbs", "sstc", "svadu", "svinval", "svpbmt"),
 )
-ISA_STRING = BASE + "_".join(("".join(EXTENSIONS[1:6]), *EXTENSIONS[6:]))
+WALKING = ("svadu",)
+"""Those of harts that walk page tables."""
+SOFTWARE_TLB = "xrftlb"
+"""And of harts that do not (docs/software-tlb.md)."""
+Tlb = Literal["hardware", "software"]
+"""What fills the TLB."""
 
 
 class NoDevice(VirtioMmio):
@@ -88,6 +90,7 @@ class Inputs:
     epoch_ns: int
     turn: int
     seed: int | None
+    tlb: Tlb
 
 
 class Virt(Computer):
@@ -168,13 +171,15 @@ def virt(
     disks: Sequence[Disk] = (),
     epoch_ns: int | None = None,
     rng_seed: bytes | None = None,
+    tlb: Tlb = "hardware",
 ) -> Virt:
     """The computer: `memory` bytes of RAM, `harts` harts, its console's output to `console` too, a disk a virtio slot.
 
     `turn` is the length of a hart's turn in steps; with `seed` lengths are drawn between 1 and twice that. `epoch_ns`
     (ns since 1970 at power-on) and `rng_seed` (32 bytes) are fixed by default under the virtual clock, and the host's
-    time and entropy under the host clock. Until a program is loaded there is none: see `guest.loader`. Raises
-    `MachineError`, and `OutOfMemory` where the host has no room.
+    time and entropy under the host clock. With `tlb` "software" the harts do not walk page tables, and their TLBs are
+    the guest's to fill. Until a program is loaded there is none: see `guest.loader`. Raises `MachineError`, and
+    `OutOfMemory` where the host has no room.
     """
     check(memory, harts, step_ns, turn, len(disks), clock)
     return assemble(
@@ -190,6 +195,7 @@ def virt(
         disks=disks,
         epoch_ns=epoch_ns,
         rng_seed=rng_seed,
+        tlb=tlb,
     )
 
 
@@ -207,9 +213,12 @@ def assemble(
     disks: Sequence[Disk] = (),
     epoch_ns: int | None = None,
     rng_seed: bytes | None = None,
+    tlb: Tlb = "hardware",
 ) -> Board:
     """The whole memory map, wired: bare, or a virtual machine with what its monitor gives it. Arguments as `virt`'s."""
     check(ram.size, harts, step_ns, turn, len(disks), clock)
+    if tlb not in get_args(Tlb):
+        raise MachineError(f"there is no TLB filled by {tlb!r}: a machine's is filled by {' or '.join(get_args(Tlb))}")
     if epoch_ns is None:
         epoch_ns = EPOCH_NS if clock == "virtual" else time.time_ns()
     if rng_seed is None:
@@ -217,7 +226,7 @@ def assemble(
     ticks = Clock(clock, step_ns)
     cpus = [Hart(n, memoryview(bytearray(SIZE))) for n in range(harts)]
     board = kind(ram, ticks, cpus, turn=turn, seed=seed)
-    board.inputs = Inputs(ram.size, harts, len(disks), rng_seed, epoch_ns, turn, seed)
+    board.inputs = Inputs(ram.size, harts, len(disks), rng_seed, epoch_ns, turn, seed, tlb)
 
     aclint = Aclint(ticks, [HartLine(h, Irq.MSI) for h in cpus], [HartLine(h, Irq.MTI) for h in cpus])
     plic = Plic([HartLine(h, irq) for h in cpus for irq in (Irq.MEI, Irq.SEI)])
@@ -250,6 +259,7 @@ def assemble(
     board.on_reset = board.hardware_reset
     for hart in cpus:
         hart.pc = ROM
+        hart.software_tlb = int(tlb == "software")
     return board
 
 
@@ -321,7 +331,7 @@ def device_tree(inputs: Inputs, bootargs: str = "", initrd: tuple[int, int] | No
     memory = root.add(f"memory@{RAM:x}")
     memory["device_type"] = "memory"
     memory["reg"] = [U64(RAM), U64(inputs.memory)]
-    controllers = _cpus(root, inputs.harts)
+    controllers = _cpus(root, inputs.harts, inputs.tlb)
     soc = root.add("soc")
     soc["#address-cells"] = 2
     soc["#size-cells"] = 2
@@ -340,12 +350,15 @@ def device_tree(inputs: Inputs, bootargs: str = "", initrd: tuple[int, int] | No
     return flatten(root)
 
 
-def _cpus(root: Node, harts: int) -> list[Node]:
+def _cpus(root: Node, harts: int, tlb: Tlb) -> list[Node]:
     """The harts; returns their interrupt controllers."""
     cpus = root.add("cpus")
     cpus["#address-cells"] = 1
     cpus["#size-cells"] = 0
     cpus["timebase-frequency"] = TIMEBASE_HZ
+    extensions = list(EXTENSIONS)
+    if tlb == "software":
+        extensions = [*(name for name in EXTENSIONS if name not in WALKING), SOFTWARE_TLB]
     controllers = []
     nodes = []
     for n in range(harts):
@@ -354,12 +367,13 @@ def _cpus(root: Node, harts: int) -> list[Node]:
         cpu["reg"] = n
         cpu["status"] = "okay"
         cpu["compatible"] = "riscv"
-        cpu["riscv,isa"] = ISA_STRING
+        cpu["riscv,isa"] = BASE + "_".join(("".join(extensions[1:6]), *extensions[6:]))
         cpu["riscv,isa-base"] = BASE
-        cpu["riscv,isa-extensions"] = EXTENSIONS
+        cpu["riscv,isa-extensions"] = extensions
         for operation in ("cbom", "cbop", "cboz"):
             cpu[f"riscv,{operation}-block-size"] = CACHE_BLOCK
-        cpu["mmu-type"] = "riscv,sv57"
+        if tlb == "hardware":
+            cpu["mmu-type"] = "riscv,sv57"
         controller = cpu.add("interrupt-controller")
         controller["#address-cells"] = 0
         controller["#interrupt-cells"] = 1

@@ -7,12 +7,13 @@ block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from ringfence.errors import MachineError
 from ringfence.isa.csr import ENVCFG_RESET, STATUS_FIXED
 from ringfence.isa.spec import F_NAMES, X_NAMES
+from ringfence.isa.tlb import ENTRIES, PAGE, asid_of
 from ringfence.isa.trap import M
 
 
@@ -77,13 +78,24 @@ FIELDS = table(
         ("stopped", 1),  # by SBI HSM, or not yet started
         ("away", 1),  # the machine's steps when its last turn ended
         ("firmware", 1),  # ECALL from S is the built-in SBI's
+        ("software_tlb", 1),  # the hart does not walk: what follows is its TLB (isa.tlb)
+        ("stlbvec", 1),
+        ("stlbepc", 1),
+        ("stlbval", 1),
+        ("stlbstatus", 1),
+        ("stlbscratch", 1),
+        ("stlbindex", 1),
+        ("tlb_tag", ENTRIES),
+        ("tlb_pte", ENTRIES),
     ]
 )
 for _n in range(16):
     FIELDS[f"pmpaddr{_n}"] = Field(f"pmpaddr{_n}", FIELDS["pmpaddr"].offset + 8 * _n, 1)
 
-SIZE = 1280
+SIZE = 2304
 assert max(f.offset + 8 * f.count for f in FIELDS.values()) <= SIZE
+_MAKE = FIELDS["software_tlb"].offset >> 3
+"""What a reset leaves: how the hart is made."""
 
 _REGISTERS = {name: ("x", n) for n, name in enumerate(X_NAMES)} | {name: ("f", n) for n, name in enumerate(F_NAMES)}
 _REGISTERS |= {f"x{n}": ("x", n) for n in range(32)} | {f"f{n}": ("f", n) for n in range(32)} | {"fp": ("x", 8)}
@@ -115,13 +127,23 @@ class Hart:
 
     def reset(self) -> None:
         for n in range(SIZE // 8):
-            self.words[n] = 0
+            if n != _MAKE:
+                self.words[n] = 0
         self.priv = M
         self.mhartid = self.number
         self.mstatus = STATUS_FIXED
         self.menvcfg = ENVCFG_RESET
         self.stimecmp = (1 << 64) - 1
         self.reservation = (1 << 64) - 1
+
+    def empty_tlb(self, page: int | None = None, *, keep: Container[int] = ()) -> None:
+        """The software-filled TLB has no entries, or none for the page at this address, but in the spaces (by ASID) to
+        keep.
+        """
+        at = FIELDS["tlb_tag"].offset >> 3
+        for n, tag in enumerate(self.words[at : at + ENTRIES].tolist(), at):
+            if (page is None or not (tag ^ page >> 12) & PAGE) and asid_of(tag) not in keep:
+                self.words[n] = 0
 
     def move(self, block: memoryview) -> None:
         """Keep the state in another block from now on."""

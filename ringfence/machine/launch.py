@@ -23,10 +23,13 @@ class Trapped(NamedTuple):
     tval: int
 
 
-def user_hart(number: int) -> Hart:
-    """A hart in user mode whose physical memory protection grants everything: its page tables are its bounds."""
+def user_hart(number: int, like: Hart) -> Hart:
+    """A hart in user mode, made like another, whose physical memory protection grants everything: its translations are
+    its bounds.
+    """
     hart = Hart(number, memoryview(bytearray(SIZE)))
     hart.priv = U
+    hart.software_tlb = like.software_tlb
     hart["pmpaddr0"] = (1 << pmp.ADDRESS_BITS - 2) - 1
     hart.pmpcfg0 = pmp.NAPOT | pmp.R | pmp.W | pmp.X
     return hart

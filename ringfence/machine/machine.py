@@ -82,6 +82,10 @@ class Engine(Protocol):
         """Protection or configuration of translation has changed."""
         ...
 
+    def retranslate(self, hart: Hart, page: int | None) -> None:
+        """The hart's software-filled TLB is about to change what it says of the page at this address, or of any."""
+        ...
+
     def stops(self, breakpoints: Iterable[int], watched: Sequence[int]) -> None:
         """From now on leave instructions at these addresses, and data accesses to these pages, to the reference."""
         ...

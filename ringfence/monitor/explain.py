@@ -36,7 +36,7 @@ from ringfence.machine.engine.reference import Known, Trap, value_of
 from ringfence.machine.hart import Hart
 from ringfence.machine.memory import FRAME, Ram
 from ringfence.monitor.map import GuestRam
-from ringfence.monitor.technique.shadow import Table
+from ringfence.monitor.technique.shadow import Shadows, Table
 from ringfence.monitor.vm import VirtualMachine
 from ringfence.word import Int, Word
 
@@ -301,7 +301,7 @@ def _shadows(machine: Virt, phi: Phi, ram: Beside, va: int) -> Iterator[Shadow]:
 
 def _shadows_of(ram: Beside, at: int, level: int, va: int, names: dict[Ram, str]) -> Iterator[Shadow]:
     memory = ram.ram
-    if not isinstance(memory, GuestRam) or memory.shadows is None:
+    if not isinstance(memory, GuestRam) or not isinstance(memory.shadows, Shadows):
         return
     shadows, host = memory.shadows, ram.host
     while host is not None and host.ram is not shadows.host:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import mmap
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Protocol
 
 from ringfence.errors import WildMap
 from ringfence.isa.paging import ACCESSED, DIRTY, PPN, USER, R, V, W, X
@@ -21,6 +22,27 @@ SUPERPAGE = 512 * FRAME
 ROOT = 4 * FRAME
 """The bytes of a root table, aligned to them."""
 _LEAF = V | USER | ACCESSED | DIRTY
+
+
+class Follower(Protocol):
+    """What a technique keeps that follows from f, or from the guest's page tables."""
+
+    @property
+    def traced(self) -> Collection[int]:
+        """The frames (by offset) of the guest's memory of which `written` is told."""
+        ...
+
+    def written(self, at: int, length: int) -> None:
+        """Bytes in one of them have changed."""
+        ...
+
+    def forget(self, at: int) -> None:
+        """f has changed for the frame at an offset."""
+        ...
+
+    def drop(self) -> None:
+        """And for all."""
+        ...
 
 
 class F:
@@ -188,8 +210,7 @@ class GuestRam(Ram):
         self._fault, self._release = fault, release
         self.absent: dict[int, Callable[[], bytes]] = {}
         """Frames (by offset) that f has no answer for, but that are not zero: how to look at their bytes."""
-        self.shadows: Shadows | None = None
-        """Page tables of the guest's that are to be told of writes, and what else follows from f."""
+        self.shadows: Follower | None = None
         self.residents: list[Shadows] = []
         """Shadow tables that lie here."""
         self.above: list[GuestRam] = []
@@ -274,7 +295,6 @@ class GuestRam(Ram):
             self.shadows.drop()
             return
         for frame in range(at, at + length, FRAME):
-            self.shadows.untrace(frame)
             self.shadows.forget(frame)
 
     def write(self, pa: int, data: bytes | memoryview) -> None:

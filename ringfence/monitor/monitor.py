@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal
 
 from ringfence.errors import MachineError, OutOfMemory
-from ringfence.machine.board import RAM, Virt, assemble, check, virt
+from ringfence.machine.board import RAM, Tlb, Virt, assemble, check, virt
 from ringfence.machine.clock import Source
 from ringfence.machine.device.uart16550 import ConsoleOut
 from ringfence.machine.device.virtio_blk import SECTOR, Disk
@@ -49,6 +49,7 @@ def nested(
     console: ConsoleOut | None = None,
     disks: Sequence[Disk] = (),
     technique: Technique | Sequence[Technique] = "virtualizer",
+    tlb: Tlb = "hardware",
 ) -> Virt:
     """A machine with `depth` monitors beneath it, each on the machine that the next one gives; 0: a bare one. The
     disks are the bare machine's, and each monitor gives all that its machine has.
@@ -56,12 +57,12 @@ def nested(
     `technique`: of all, or of each from the outermost on. Raises MachineError."""
     techniques = [technique] * depth if isinstance(technique, str) else list(technique)
     if not depth:
-        return virt(memory, harts, clock=clock, seed=seed, engine=engine, console=console, disks=disks)
+        return virt(memory, harts, clock=clock, seed=seed, engine=engine, console=console, disks=disks, tlb=tlb)
     sizes = [memory]
     for _ in range(depth):
         sizes.append(sizes[-1] + overhead(sizes[-1]))
     check(memory, harts, 1, 1, len(disks), clock)
-    machine = virt(sizes.pop(), harts, engine=engine, disks=disks)
+    machine = virt(sizes.pop(), harts, engine=engine, disks=disks, tlb=tlb)
     while len(sizes) > 1:
         monitor = Monitor(machine)
         packs = monitor.full_packs()
@@ -149,9 +150,11 @@ class Monitor:
         cap: float | None = None,
         reservation: float = 0,
         technique: Technique = "virtualizer",
+        second_level: int = 4096,
     ) -> VirtualMachine:
         """A virtual machine, as `virt` makes a bare one. It has the first `resident` bytes of its memory at all times.
-        Minidisks among `disks` are its own until `vdevice.minidisk.release`.
+        Minidisks among `disks` are its own until `vdevice.minidisk.release`. `second_level`: under `trap`, where
+        software fills the TLB, how many entries of a hart the monitor remembers (`technique.refill`); 0: none.
 
         Of the harts it has a part by its share, at most `cap` and, while it wants to run, at least `reservation` of
         one. Raises MachineError."""
@@ -178,7 +181,7 @@ class Monitor:
             VirtualMachine,
             ram,
             harts,
-            engine=self._engine(ram, technique),
+            engine=self._engine(ram, technique, second_level),
             clock=clock,
             step_ns=step_ns,
             turn=turn,
@@ -187,6 +190,7 @@ class Monitor:
             disks=disks,
             epoch_ns=epoch_ns,
             rng_seed=rng_seed,
+            tlb=self.machine.inputs.tlb,
         )
         vm.name, vm.monitor, vm.resident, vm.account = name, self, resident, Account(claim)
         vm.held = vm.hand = 0
@@ -236,10 +240,14 @@ class Monitor:
         others = (vm.account.claim for vm in self.guests.values() if vm is not instead)
         admit([claim, *others], len(self.machine.harts))
 
-    def _engine(self, ram: GuestRam, technique: Technique) -> Callable[[Computer], Engine]:
+    def _engine(self, ram: GuestRam, technique: Technique, second_level: int) -> Callable[[Computer], Engine]:
         host = self.machine
         if technique == "virtualizer":
             return lambda vm: host.engine.virtualize(vm, ram)
+        if host.inputs.tlb == "software":
+            from ringfence.monitor.technique.refill import SecondLevel, TrapAndRefill
+
+            return lambda vm: TrapAndRefill(vm, ram, host, SecondLevel(second_level))
         from ringfence.monitor.technique.trap import TrapAndEmulate
 
         shadows = Shadows(

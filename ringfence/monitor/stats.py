@@ -5,7 +5,7 @@ Machine Research" (1974).
 from __future__ import annotations
 
 from ringfence.machine.board import Virt
-from ringfence.monitor.technique.trap import TrapAndEmulate
+from ringfence.monitor.technique.trap import Deprivileged
 from ringfence.monitor.vm import VirtualMachine
 
 Stats = dict[str, dict[str, int]]
@@ -30,12 +30,12 @@ def stats(vm: VirtualMachine) -> Stats:
         {},
         {"VM-faults": account.faults, "pages taken": account.paged_out, "and given back": account.paged_in},
     )
-    if isinstance(engine, TrapAndEmulate):
+    if isinstance(engine, Deprivileged):
         privileged = {
             "rows applied natively": engine.applied_natively,
             "by the reference": engine.interpreted - engine.table_writes,
         }
-        paging |= {"shadow entries": engine.filled, "writes to page tables": engine.table_writes}
+        paging |= {"translations": engine.filled, "writes to page tables": engine.table_writes}
     return {
         "integrity of the virtual processor": {"slices": account.slices, "machine switches": account.switches},
         "privileged instructions": privileged,
@@ -58,7 +58,7 @@ def lines(machine: Virt) -> list[str]:
     """All of it as text, for a machine and those that it is on."""
     told = []
     for vm in path(machine):
-        technique = "trap" if isinstance(vm.engine, TrapAndEmulate) else "virtualizer"
+        technique = "trap" if isinstance(vm.engine, Deprivileged) else "virtualizer"
         told.append(f"{vm.path} ({technique}): {vm.steps:,} steps, {direct(vm):.4%} of them with no monitor entered")
         for source, rows in stats(vm).items():
             counts = ", ".join(f"{what} {count:,}" for what, count in rows.items() if count) or "none"

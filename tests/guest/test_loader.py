@@ -209,6 +209,12 @@ def test_loader_refuses_a_kernel_where_firmware_is() -> None:
         load(machine(), None)
 
 
+def test_loader_refuses_linux_where_harts_do_not_walk() -> None:
+    """It would hang at its first page table."""
+    with pytest.raises(NotBootable, match="is a Linux kernel, which needs harts that walk page tables"):
+        load(virt(8 * MiB, engine="reference", tlb="software"), image())
+
+
 def test_loader_says_which_file_cannot_be_read(tmp_path: Path) -> None:
     """A missing file, a directory, a device, and a name that is none."""
     for path, why in (

@@ -195,12 +195,12 @@ def test_disassembly_is_objdumps(tmp_path: Path) -> None:
     rng = random.Random(7)
     words: list[int] = []
     for row in ISA.values():
-        if row.name.startswith("czero."):  # binutils know Zicond since 2.41 only
+        if row.name.startswith(("czero.", "tlb")):  # binutils know Zicond since 2.41 only, and no rows of our own
             continue
         for _ in range(40):
             word = row.match | rng.getrandbits(32) & ~row.mask
             if "csr" in row.fields:
-                word = word & 0xFFFFF | rng.choice(list(CSRS)) << 20
+                word = word & 0xFFFFF | rng.choice([n for n in CSRS if not 0x5C0 <= n < 0x600]) << 20
             if row.name == "fence":
                 word = word & 0x0FF0_707F | 0x0110_0000
             if row.name == "fence.i":

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from ringfence.isa import paging, pmp
+from ringfence.isa import paging, pmp, tlb
 from ringfence.isa.csr import ALL_IRQS, CBCFE, CBIE, CBZE, CSRS, FIOM, S_IRQS, STATUS_FIXED, STATUS_WRITABLE, STCE
 from ringfence.isa.spec import COMPRESSED, ISA, Compressed, Row, decode, disassemble
 from ringfence.isa.trap import M, S, Status, U
-from ringfence.machine.board import ACLINT, RAM, UART, Virt, virt
+from ringfence.machine.board import ACLINT, RAM, UART, Tlb, Virt, virt
 from ringfence.machine.engine.threaded import Threaded
-from ringfence.machine.hart import SIZE, Hart
+from ringfence.machine.hart import FIELDS, SIZE, Hart
 
 SCALE = float(os.environ.get("RINGFENCE_TEST_SCALE", "1"))
 """How many times as many cases as usual are tried."""
@@ -27,6 +27,9 @@ ONES = (1 << 64) - 1
 MEMORY = 4 << 20
 CODE, HANDLERS, DATA, TABLES, END = 0, 4, 6, 12, 20
 """Numbers of pages; tables go to END."""
+REFILL = RAM + (HANDLERS + 1) * 4096 + 3840
+"""Where the refill handler of harts that do not walk is."""
+TLB_TAG, TLB_PTE = (FIELDS[name].offset >> 3 for name in ("tlb_tag", "tlb_pte"))
 BASES = (RAM, RAM, 0x4000_0000, 0x3F_FFE0_0000, 0xFFFF_FFFF_8000_0000, 0xFFFF_FFFF_FFE0_0000, 0xFFFF_FFC0_0000_0000)
 SELF = 0xA001
 """c.j 0"""
@@ -191,11 +194,26 @@ def protection(rng: random.Random, hart: Hart) -> None:
     hart.pmpcfg2 = int.from_bytes(bytes(configuration[8:]), "little")
 
 
+def filled(rng: random.Random, hart: Hart, layout: Layout, user: bool) -> None:
+    """The software-filled TLB: entries for some of the pages, most of them in the hart's address space."""
+    hart.stlbvec, hart.stlbindex = REFILL, rng.randrange(tlb.ENTRIES)
+    hart.stlbepc, hart.stlbscratch = layout.target(), rng.getrandbits(64)
+    hart.stlbstatus = hart.satp & 15 << 60 | rng.getrandbits(1) << Status.SPP | rng.getrandbits(1) << Status.SPIE
+    for n in range(rng.choice((0, 8, 40, 64))):
+        page = rng.randrange(END)
+        va = layout.base + page * 4096 & ONES
+        asid = hart.satp >> 44 & 0xFFFF ^ rng.choice((0, 0, 0, 1))
+        tag = va >> 12 & (1 << 45) - 1 | rng.choice((asid << 45, asid << 45, tlb.GLOBAL)) | tlb.PRESENT
+        mine = user and not HANDLERS <= page < DATA
+        hart.words[TLB_TAG + n], hart.words[TLB_PTE + n] = tag, entry(rng, RAM + page * 4096, mine, 0.2)
+
+
 def scramble(rng: random.Random, hart: Hart, calm: bool = False) -> Layout:
     """Put the hart into a random state. `calm`: interrupts off and handlers in place."""
+    software_tlb = hart.software_tlb
     for n in range(SIZE // 8):
         hart.words[n] = 0
-    hart.mhartid = hart.number
+    hart.mhartid, hart.software_tlb = hart.number, software_tlb
     hart.priv = rng.choice((U, S, S, M))
     mpp = rng.choice((U, S, M))
     status = rng.getrandbits(64) & STATUS_WRITABLE & ~(3 << Status.MPP | 3 << Status.FS)
@@ -240,6 +258,8 @@ def scramble(rng: random.Random, hart: Hart, calm: bool = False) -> Layout:
     hart.reservation = rng.choice((ONES, RAM + DATA * 4096 + 64 * rng.randrange(192)))
     protection(rng, hart)
     hart.pc = layout.code
+    if software_tlb:
+        filled(rng, hart, layout, hart.priv == U)
     return layout
 
 
@@ -279,10 +299,15 @@ def rows() -> list[Row]:
 
 
 def machine(
-    sets: int = 0, make: Callable[[Virt, int], Threaded] = Threaded, harts: int = 1, turn: int = 300, seed: int = 1
+    sets: int = 0,
+    make: Callable[[Virt, int], Threaded] = Threaded,
+    harts: int = 1,
+    turn: int = 300,
+    seed: int = 1,
+    tlb: Tlb = "hardware",
 ) -> Virt:
     """A board under the reference; or, with TLBs of so many sets, under a threaded engine."""
-    board = virt(memory=MEMORY, harts=harts, turn=turn, seed=seed, engine="reference")
+    board = virt(memory=MEMORY, harts=harts, turn=turn, seed=seed, engine="reference", tlb=tlb)
     if sets:
         board.engine = make(board, sets)
     return board

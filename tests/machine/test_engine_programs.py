@@ -29,7 +29,7 @@ from ringfence import Break, Budget
 from ringfence.isa.csr import CSRS, STCE
 from ringfence.isa.spec import COMPRESSED, ISA, Row, decode
 from ringfence.isa.trap import Cause, Irq, Status
-from ringfence.machine.board import ACLINT, RAM, Virt
+from ringfence.machine.board import ACLINT, RAM, Tlb, Virt
 from ringfence.machine.engine.threaded import Threaded
 from ringfence.machine.hart import SIZE, Hart
 
@@ -97,6 +97,8 @@ def one(rng: random.Random, every: list[Row]) -> tuple[Row, int]:
             word = field_set(row, word, "rs1", rng.choice(POINTERS))
             if rng.random() < 0.3:
                 word = field_set(row, word, "rs2", PTE)
+        if row.name == "tlbwr" and rng.random() < 0.9:
+            word = field_set(row, field_set(row, word, "rs1", rng.choice(POINTERS)), "rs2", PTE)
         if row in JUMPS and rng.random() < 0.9:
             word = near(rng, row, word)
         found = decode(word)
@@ -218,11 +220,11 @@ def handler(rng: random.Random, every: list[Row], letter: str) -> bytes:
 class Program:
     """Memory and a state of each hart, to be put into as many machines as wanted."""
 
-    def __init__(self, seed: str, harts: int = 1) -> None:
+    def __init__(self, seed: str, harts: int = 1, tlb: Tlb = "hardware") -> None:
         rng = random.Random(seed)
         every = rows()
         self.pages: dict[int, bytes] = {}
-        self.harts = machine(harts=harts).harts
+        self.harts = machine(harts=harts, tlb=tlb).harts
         layouts = [scramble(rng, hart) for hart in self.harts]
         for page in range(DATA, TABLES):
             self.pages[page] = rng.randbytes(4096)

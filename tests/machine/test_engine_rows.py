@@ -24,7 +24,7 @@ from states import (
 )
 
 from ringfence.isa.spec import Row
-from ringfence.machine.board import RAM, Virt
+from ringfence.machine.board import RAM, Tlb, Virt
 from ringfence.machine.hart import SIZE
 
 CASES = max(1, round(24 * SCALE))
@@ -38,8 +38,8 @@ IDLE = SELF.to_bytes(2, "little") * 2048
 class Pair:
     """Two machines in the same state."""
 
-    def __init__(self, sets: int) -> None:
-        self.reference, self.threaded = machine(), machine(sets)
+    def __init__(self, sets: int, tlb: Tlb = "hardware") -> None:
+        self.reference, self.threaded = machine(tlb=tlb), machine(sets, tlb=tlb)
 
     def both(self) -> tuple[Virt, Virt]:
         return self.reference, self.threaded
@@ -99,15 +99,15 @@ def compare(pair: Pair, steps: int, words: list[int], name: str) -> None:
     assert not found, "\n".join([name, before, *found])
 
 
-@pytest.mark.parametrize("sets", [1, 16, 256])
-def test_engine_rows_agree(sets: int) -> None:
+@pytest.mark.parametrize(("sets", "tlb"), [(1, "hardware"), (16, "hardware"), (256, "hardware"), (16, "software")])
+def test_engine_rows_agree(sets: int, tlb: Tlb) -> None:
     """Each row, from random operands and machine states, leaves the same state in the reference and the threaded
     engine.
     """
-    pair = Pair(sets)
+    pair = Pair(sets, tlb)
     for row in rows():
         for case in range(-(-CASES // 3)):
-            rng = random.Random(f"{row.name} {sets} {case}")
+            rng = random.Random(f"{row.name} {sets} {case}" if tlb == "hardware" else f"{row.name} {tlb} {case}")
             layout = pair.begin(rng)
             words = assemble(rng, pair, layout, [row])
             pair.ready()
@@ -115,12 +115,13 @@ def test_engine_rows_agree(sets: int) -> None:
     assert not difference(*pair.both(), MEMORY)
 
 
-def test_engine_runs_of_rows_agree() -> None:
+@pytest.mark.parametrize("tlb", ["hardware", "software"])
+def test_engine_runs_of_rows_agree(tlb: Tlb) -> None:
     """A few random rows in a row leave the same state in the reference and the threaded engine."""
-    pair = Pair(256)
+    pair = Pair(256, tlb)
     every = rows()
     for case in range(round(2500 * SCALE)):
-        rng = random.Random(f"few {case}")
+        rng = random.Random(f"few {case}" if tlb == "hardware" else f"few {tlb} {case}")
         layout = pair.begin(rng)
         words = assemble(rng, pair, layout, rng.choices(every, k=rng.randrange(2, 12)))
         pair.ready()

@@ -75,7 +75,7 @@ def functions(sets: int) -> dict[str, int]:
     if data is None:
         data = llvm.compile_object(module(g))
         _write(path, data)
-    return llvm.load_object(data, ["enter", "forget"])
+    return llvm.load_object(data, ["enter", "forget", "drop_own"])
 
 
 def _read(path: Path) -> bytes | None:

@@ -34,7 +34,12 @@ def functions(g: Geometry) -> str:
             _function(g, "internal i64 @slot(ptr %state, i64 %key, i64 %keys, i64 %slots, i64 %size)", _slot),
             _function(g, "internal void @purge(ptr %state, i64 %frame)", _purge),
             _function(g, "internal void @drop(ptr %state, i64 %va)", _drop),
+            _function(g, "void @drop_own(ptr %state, i64 %va) cold noinline", _drop_own),
             _function(g, "internal void @flush(ptr %state)", _flush),
+            _function(g, "internal void @flush_own(ptr %state) cold noinline", _flush_own),
+            _function(
+                g, "internal i64 @find(ptr %state, i64 %at, i64 %count, i64 %one, i64 %other) cold noinline", _find
+            ),
             _function(g, "internal void @mark_table(ptr %state, i64 %frame, i64 %part)", _mark_table),
             _function(g, "void @forget(ptr %state, i64 %offset, i64 %size)", _forget),
             _function(g, "internal i64 @dirty(ptr %state, i64 %offset, i64 %size)", _dirty),
@@ -114,32 +119,56 @@ def _purge(e: Emit) -> None:
 
 def _drop(e: Emit) -> None:
     """No TLB of any hart holds the virtual page, under any regime."""
+    _each_hart(e, lambda state: _drop_page(e, state))
+
+
+def _drop_own(e: Emit) -> None:
+    """No TLB of this hart holds it."""
+    _drop_page(e, e.b.op("ptrtoint ptr %state to i64", 64))
+
+
+def _drop_page(e: Emit, state: Word) -> None:
     g, va = e.geometry, _parameter(e, "va")
 
     def entry(at: Word) -> None:
         e.when(e.peek(e.address(at)) == va, lambda: _empty(e, at))
 
-    def hart(state: Word) -> None:
-        inside = (va >> 12 & g.sets - 1) * ENTRY
-        for start, size in ((TLBS, g.data_slot), (TLBS + g.sets * ENTRY, g.data_slot), (g.fetch_tlbs, g.fetch_slot)):
-            first = state + start + inside
-            e.loop(first, first + SLOTS * size, size, entry)
-
-    _each_hart(e, hart)
+    inside = (va >> 12 & g.sets - 1) * ENTRY
+    for start, size in ((TLBS, g.data_slot), (TLBS + g.sets * ENTRY, g.data_slot), (g.fetch_tlbs, g.fetch_slot)):
+        first = state + start + inside
+        e.loop(first, first + SLOTS * size, size, entry)
 
 
 def _flush(e: Emit) -> None:
     """No TLB of any hart holds anything, under any regime."""
-
-    def hart(state: Word) -> None:
-        for name in ("data_key", "fetch_key"):
-            e.poke(e.address(state + OFFSETS[name]), Int(0))
-        for name in ("data_keys", "fetch_keys"):
-            first = state + OFFSETS[name]
-            e.loop(first, first + 8 * SLOTS, 8, lambda key: e.poke(e.address(key), Int(0)))
-
-    _each_hart(e, hart)
+    _each_hart(e, lambda state: _flush_hart(e, state))
     e.regime()
+
+
+def _flush_own(e: Emit) -> None:
+    """No TLB of this hart does."""
+    _flush_hart(e, e.b.op("ptrtoint ptr %state to i64", 64))
+    e.regime()
+
+
+def _flush_hart(e: Emit, state: Word) -> None:
+    for name in ("data_key", "fetch_key"):
+        e.poke(e.address(state + OFFSETS[name]), Int(0))
+    for name in ("data_keys", "fetch_keys"):
+        first = state + OFFSETS[name]
+        e.loop(first, first + 8 * SLOTS, 8, lambda key: e.poke(e.address(key), Int(0)))
+
+
+def _find(e: Emit) -> None:
+    """The number of the first of `count` words at `at` of the state that is one of two; `count`: there is none."""
+    at, count, one, other = (_parameter(e, name) for name in ("at", "count", "one", "other"))
+
+    def look(n: Word) -> None:
+        word = e.peek(e.pointer("%state", at + (n << 3)))
+        e.when((word == one) | (word == other), lambda: _give(e, n))
+
+    e.loop(Int(0), count, 1, look)
+    _give(e, count)
 
 
 def _mark_table(e: Emit) -> None:

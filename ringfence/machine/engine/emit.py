@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
-from ringfence.isa.paging import MISALIGNED, Access
+from ringfence.isa import tlb
+from ringfence.isa.paging import MISALIGNED, PPN, Access
 from ringfence.isa.spec import Insn
 from ringfence.isa.trap import Cause, S
 from ringfence.machine.engine import layout
@@ -195,6 +196,44 @@ class Emit:
         """The reference decides where the frame as a whole does not grant the permission."""
         permissions = self.peek(self.address(self.field("permissions") + frame), 8)
         self.when(low(zext(permissions) >> bit, 1) == 0, self.rare)
+
+    def space(self) -> Word:
+        """What translations depend on of satp: the root of the tables; or the ASID, where software fills the TLB."""
+        satp = self.satp
+        mode = satp & 15 << 60
+        key = select(tlb.there(self), satp >> 44 & 0xFFFF, satp & PPN)  # type: ignore[arg-type]
+        return select(mode == 0, Int(0), mode | key)
+
+    def holder(self, name: str) -> str:
+        """The block that has the field."""
+        return "%state"
+
+    def _word(self, name: str, n: Word) -> str:
+        return self.pointer(self.holder(name), (n << 3) + OFFSETS[name])
+
+    def find(self, name: str, *words: Word) -> Word:
+        one, other = words
+        state, count = self.holder(name), FIELDS[name].count
+        call = f"call i64 @find(ptr {state}, i64 {OFFSETS[name]}, i64 {count}, i64 {one}, i64 {other})"
+        return self.b.op(call, 64)
+
+    def element(self, name: str, n: Word) -> Word:
+        return self.peek(self._word(name, n))
+
+    def set_element(self, name: str, n: Word, value: Word) -> None:
+        self.poke(self._word(name, n), value)
+
+    def replace(self, name: str, change: Callable[[Word], Word]) -> None:
+        def one(n: Word) -> None:
+            self.set_element(name, n, change(self.element(name, n)))
+
+        self.loop(Int(0), Int(FIELDS[name].count), 1, one)
+
+    def retranslate(self, page: Word | None = None) -> None:
+        if page is None:
+            self.b.emit("call void @flush_own(ptr %state)")
+        else:
+            self.b.emit(f"call void @drop_own(ptr %state, i64 {page})")
 
     def load_pte(self, pa: Word, va: Word, level: int, access: int) -> Word:
         place, frame, bare = self.frame(pa, READ)

@@ -38,8 +38,9 @@ HOT = (
 )
 FLOAT = (0x001, 0x002, 0x003)
 COUNTERS = (0xC00, 0xC01, 0xC02)
+REFILL = (0x5C1, 0x5C2, 0x5C3, 0x5C4)
 MASKED = (0x100, 0x104, 0x144, 0x300, 0x304, 0x344)
-"""CSRs with native moves: those of trap entry and exit, of floating point and of time."""
+"""CSRs with native moves: those of trap entry and exit, of TLB refill, of floating point and of time."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ def lengths(name: str) -> tuple[int, ...]:
 
 def native_csrs(row: Insn) -> tuple[int, ...]:
     if row.name == "csrr":
-        return HOT + FLOAT + COUNTERS
+        return HOT + FLOAT + COUNTERS + REFILL
     if row.name in CSR_MOVES:
-        return HOT + FLOAT
+        return HOT + FLOAT + (REFILL if row.name == "csrrw" else ())
     if row.name in CSR_IMMEDIATE:
         return MASKED + FLOAT
     return ()

@@ -27,7 +27,7 @@ class Interpreter(Handler):
         super().begin(length, near, twin)
         self.moved = False
 
-    def _holder(self, name: str) -> str:
+    def holder(self, name: str) -> str:
         return self.address(self.lent("virtual")) if name in FIELDS and name not in OWN else "%state"
 
     def lent(self, name: str) -> Word:
@@ -37,10 +37,10 @@ class Interpreter(Handler):
         super().set_field(name, value)
 
     def field(self, name: str) -> Word:
-        return self.peek(self.pointer(self._holder(name), OFFSETS[name]))
+        return self.peek(self.pointer(self.holder(name), OFFSETS[name]))
 
     def set_field(self, name: str, value: Word) -> None:
-        self.poke(self.pointer(self._holder(name), OFFSETS[name]), value)
+        self.poke(self.pointer(self.holder(name), OFFSETS[name]), value)
 
     # What is asked of it
 
@@ -59,6 +59,10 @@ class Interpreter(Handler):
 
     def regime(self) -> None:
         self.moved = True
+
+    def retranslate(self, page: Word | None = None) -> None:
+        """The monitor has filled the lent hart's TLB by the virtual hart's."""
+        self.rare()
 
     def float_state(self) -> None:
         self.b.emit("call void @virtual_float_state(ptr %state)")
@@ -93,8 +97,8 @@ def _space(g: Geometry) -> str:
     seen to.
     """
     e = Interpreter(g, 0)
-    satp, priv, status = e.satp, e.priv, e.mstatus
-    translated = select((priv == M) | (satp >> 60 == 0), Int(0), satp & ~(0xFFFF << 44))
+    priv, status = e.priv, e.mstatus
+    translated = select(priv == M, Int(0), e.space())
     access = select(priv == S, status & 1 << Status.SUM, Int(0)) | status & 1 << Status.MXR
     mixed = zext(effective_privilege(e, Access.LOAD) != priv)  # type: ignore[arg-type]
     key = translated | priv << 44 | access << 28 | mixed << 48 | 1 << 49

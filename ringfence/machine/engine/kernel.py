@@ -47,12 +47,11 @@ def _regime(g: Geometry) -> str:
     protection.
     """
     e = Emit(g)
-    satp = e.satp
-    root = select((satp >> 60) == 0, Int(0), satp & ~(0xFFFF << 44))
+    space = e.space()
     priv, data, status = e.priv, effective_privilege(e, Access.LOAD), e.mstatus  # type: ignore[arg-type]
 
     def key(p: Word) -> Word:
-        return select(p == M, Int(0), root) | p << 44 | 1 << 48
+        return select(p == M, Int(0), space) | p << 44 | 1 << 48
 
     extra = select(data == S, (status >> Status.SUM & 1) << 46, Int(0)) | (status >> Status.MXR & 1) << 47
     for kind, wanted, slots, size in (

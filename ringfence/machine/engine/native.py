@@ -44,6 +44,7 @@ class Native(Derived):
         functions = code.functions(sets)
         self.enter = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(functions["enter"])
         self._forget = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)(functions["forget"])
+        self.drop_own = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64)(functions["drop_own"])
         self._geometry = Geometry(sets)
         frames = ram.size // FRAME
         self._arena = anonymous(code_bytes)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ringfence.isa import ieee754, pmp, trap
+from ringfence.isa import ieee754, pmp, tlb, trap
 from ringfence.isa.paging import ACCESS_FAULT, MISALIGNED, Access, translate
 from ringfence.isa.spec import Insn, decode
 from ringfence.isa.trap import Cause, M, S, Status
@@ -28,7 +28,8 @@ _PC, _F, _PRIV, _MSTATUS = _INDEX["pc"], _INDEX["f"], _INDEX["priv"], _INDEX["ms
 _FFLAGS, _FRM, _RESERVATION = _INDEX["fflags"], _INDEX["frm"], _INDEX["reservation"]
 _FS = 3 << Status.FS
 _MPRV, _SUM_MXR = 1 << Status.MPRV, 1 << Status.SUM | 1 << Status.MXR
-_SATP = _INDEX["satp"]
+_SATP, _SOFTWARE_TLB = _INDEX["satp"], _INDEX["software_tlb"]
+_TLB = slice(_INDEX["tlb_tag"], _INDEX["tlb_pte"] + FIELDS["tlb_pte"].count)
 _NONE = (1 << 64) - 1
 WIDTHS = {"csr": 12, "rm": 3}
 
@@ -85,7 +86,7 @@ class Known:
     def __init__(self, computer: Computer) -> None:
         self._computer = computer
         self._pmp: dict[int, list[tuple[int, int, int]]] = {}
-        self._walks: dict[tuple[int, ...], tuple[int, list[tuple[int, bytes]]]] = {}
+        self._walks: dict[tuple[int, ...], tuple[int, list[tuple[int, bytes]], bytes]] = {}
         self._trail: list[tuple[int, bytes]] | None = None
         self._check = False
 
@@ -154,6 +155,16 @@ class Known:
             pa, machine = self._physical(va, access)
             if self._trail is not None:  # nothing was set
                 return pa, [at for at, _ in self._trail], machine
+
+    def fill(self, hart: Hart, va: int, pte: int) -> None:
+        """Write an entry of the hart's software-filled TLB."""
+        self._words, self._hart = hart.words, hart
+        tlb.write(self, Int(va), Int(pte))  # type: ignore[arg-type]
+
+    def entry(self, hart: Hart, va: int) -> int:
+        """What its entry for a page says; there is one."""
+        self._words, self._hart = hart.words, hart
+        return value_of(self.element("tlb_pte", tlb.find(self, Int(va))))  # type: ignore[arg-type]
 
     def permission(self, hart: Hart, pa: int, size: int, machine: bool) -> int:
         """What physical memory protection grants to an access that counts as M's, or not."""
@@ -228,8 +239,8 @@ class Known:
     def _physical(self, va: int, access: Access) -> tuple[int, bool]:
         """The physical address, before protection, and whether the access counts as M's.
 
-        A walk is a function of its key and of the entries that it read, so one that changed nothing is kept with
-        them, and holds while they do.
+        A walk is a function of its key and of the entries that it read, in RAM or in the TLB, so one that changed
+        nothing is kept with them, and holds while they do.
         """
         words = self._words
         priv, status = words[_PRIV], words[_MSTATUS]
@@ -240,8 +251,9 @@ class Known:
             self._trail = []
             return va, priv == M
         key = (va >> 12, access, satp, priv << 20 | status & _SUM_MXR, self._hart.number)
+        entries = words[_TLB].tobytes() if words[_SOFTWARE_TLB] else b""
         found = self._walks.get(key)
-        if found is not None:
+        if found is not None and found[2] == entries:
             peek = self._computer.ram.peek
             for at, entry in found[1]:
                 if peek(at, 8) != entry:
@@ -255,7 +267,7 @@ class Known:
         if self._trail is not None:
             if len(self._walks) > 4096:
                 self._walks.clear()
-            self._walks[key] = word.value & ~4095, self._trail
+            self._walks[key] = word.value & ~4095, self._trail, entries
         return word.value, False
 
     def _translate(self, va: int, size: int, access: Access) -> int:
@@ -429,6 +441,24 @@ class Known:
     def steps(self) -> Word:
         return Int(self._computer.clock.steps)
 
+    def find(self, name: str, *words: Word) -> Word:
+        at, count = _INDEX[name], FIELDS[name].count
+        held = self._words[at : at + count].tolist()
+        return Int(min((held.index(w) for w in map(value_of, words) if w in held), default=count))
+
+    def element(self, name: str, n: Word) -> Word:
+        return Int(self._words[_INDEX[name] + value_of(n)])
+
+    def set_element(self, name: str, n: Word, value: Word) -> None:
+        self._words[_INDEX[name] + value_of(n)] = value_of(value)
+
+    def replace(self, name: str, change: Callable[[Word], Word]) -> None:
+        for n in range(_INDEX[name], _INDEX[name] + FIELDS[name].count):
+            self._words[n] = value_of(change(Int(self._words[n])))
+
+    def retranslate(self, page: Word | None = None) -> None:
+        self._computer.engine.retranslate(self._hart, None if page is None else value_of(page))
+
     def load_pte(self, pa: Word, va: Word, level: int, access: int) -> Word:
         assert isinstance(pa, Int) and isinstance(va, Int)
         try:
@@ -547,7 +577,7 @@ class ReferenceEngine:
 
     def lend(self, virtual: Hart | None = None) -> Hart:
         self._lent += 1
-        return user_hart(len(self._computer.harts) + self._lent - 1)
+        return user_hart(len(self._computer.harts) + self._lent - 1, self._computer.harts[0])
 
     def take_back(self, hart: Hart) -> None:
         pass
@@ -578,6 +608,9 @@ class ReferenceEngine:
         self._kicked = True
 
     def protection(self, hart: Hart) -> None:
+        pass
+
+    def retranslate(self, hart: Hart, page: int | None) -> None:
         pass
 
     def stops(self, breakpoints: Iterable[int], watched: Sequence[int]) -> None:

@@ -120,10 +120,10 @@ class Threaded:
 
     def lend(self, virtual: Hart | None = None) -> Hart:
         if self._returned:
-            hart = user_hart(self._returned.pop())
+            hart = user_hart(self._returned.pop(), self._harts[0])
             self._begin(hart)
         else:
-            hart = user_hart(len(self._harts))
+            hart = user_hart(len(self._harts), self._harts[0])
             self._add(hart)
         hart.words[INDEX["lent"]] = 1
         if virtual is not None:
@@ -187,6 +187,12 @@ class Threaded:
         """What translations were checked against has changed."""
         self._protected[hart.number] = b""
         self._protect(hart)
+
+    def retranslate(self, hart: Hart, page: int | None) -> None:
+        if page is None:
+            self.native.forget_translations(hart.words)
+        else:
+            self.native.drop_own(self._addresses[hart.number], page)
 
     def stops(self, breakpoints: Iterable[int], watched: Sequence[int]) -> None:
         """What lies at a breakpoint's place in any page is the reference's; pages with watchpoints are in no TLB."""

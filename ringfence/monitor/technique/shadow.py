@@ -92,7 +92,7 @@ class Shadows:
         shadows = [self.host.place(table.place) // FRAME for table in self.traced[at]]
         self.followed = self.host.derived.shadow(frame, shadows, lambda: self.untrace(at))
         if not self.followed:
-            self.forget(at)
+            self.unmap(at)
 
     def moved(self, at: int, length: int) -> None:
         """Frames of the host's memory lie elsewhere from now on."""
@@ -153,6 +153,11 @@ class Shadows:
         self._write(table, n, 0)
 
     def forget(self, at: int) -> None:
+        """f has changed for the frame at an offset."""
+        self.untrace(at)
+        self.unmap(at)
+
+    def unmap(self, at: int) -> None:
         """No entry maps the frame at an offset of the guest's memory any more."""
         for first in {at, at & -SUPERPAGE}:
             for table, n in list(self._mapped.get(first, ())):

@@ -31,9 +31,9 @@ SHADOW_MODE = 8
 """satp.MODE of the shadow of memory that the guest does not translate: Sv39."""
 RETIRE = 64
 """Writes to a page table of the guest's that no walk has used since, before it counts as one no more."""
-_PAGE = {Cause.FETCH_PAGE: Access.FETCH, Cause.LOAD_PAGE: Access.LOAD, Cause.STORE_PAGE: Access.STORE}
-_RIGHT = {Access.FETCH: EXECUTE, Access.LOAD: READ, Access.STORE: WRITE}
-_PTE = {Access.FETCH: X, Access.LOAD: R, Access.STORE: W}
+PAGE = {Cause.FETCH_PAGE: Access.FETCH, Cause.LOAD_PAGE: Access.LOAD, Cause.STORE_PAGE: Access.STORE}
+RIGHT = {Access.FETCH: EXECUTE, Access.LOAD: READ, Access.STORE: WRITE}
+PTE = {Access.FETCH: X, Access.LOAD: R, Access.STORE: W}
 PROTECTIONS = 32
 """Configurations of protection that there are shadows for."""
 ELSEWHERE = 1
@@ -49,30 +49,27 @@ _FS = 3 << Status.FS
 _ACCESS = 1 << Status.SUM | 1 << Status.MXR
 
 
-class TrapAndEmulate:
-    """An engine (machine.Engine) for a virtual machine on `host`, in which its memory is by `ram`."""
+class Deprivileged:
+    """An engine (machine.Engine) for a virtual machine on `host`, in which its memory is by `ram`. How the lent harts
+    come to their translations is a subclass's.
+    """
 
-    def __init__(self, computer: Computer, ram: GuestRam, host: Computer, shadows: Shadows) -> None:
-        self._computer, self._ram, self._host, self._shadows = computer, ram, host, shadows
-        ram.shadows = shadows
-        if isinstance(host.ram, GuestRam):
-            host.ram.residents.append(shadows)
+    def __init__(self, computer: Computer, ram: GuestRam, host: Computer) -> None:
+        self._computer, self._ram, self._host = computer, ram, host
         self._real = [host.engine.lend(hart) for hart in computer.harts]
         self._roots: dict[tuple[int, int, int, int], int] = {}
         """satp of a lent hart, by its virtual hart's number, satp, privilege and what of its status matters."""
         self._returned: list[int] = []
         """Numbers of harts that were lent on and are back."""
-        shadows.on_free = self._forget_spaces
         self._satp: dict[int, int] = {}
         """What satp of a hart that is lent on was, by that of the one that is lent for it."""
         self._owners: dict[tuple[int, int], int] = {}
         """Pages of the host's memory (by offset and size) and where in the guest's memory they are, or were."""
-        self._writes: Counter[int] = Counter()
         self.interpreted = self.filled = self.table_writes = 0
-        """Steps that the reference took, shadow entries made, and stores to page tables of the guest's."""
+        """Steps that the reference took, translations made, and stores to page tables of the guest's that trapped."""
         self._protections: dict[bytes, int] = {}
         self._protected: dict[Hart, int] = {}
-        """Harts' protection of physical memory, which shadows depend on."""
+        """Harts' protection of physical memory, which translations depend on."""
         for hart in computer.harts:
             self.protection(hart)
 
@@ -114,7 +111,7 @@ class TrapAndEmulate:
         registers = bytes(hart.words[_PMP])
         if registers not in self._protections and len(self._protections) == PROTECTIONS:
             self._protections.clear()
-            self._shadows.drop()
+            self._drop()
             for other in self._protected:
                 self._protected[other] = self._protections.setdefault(bytes(other.words[_PMP]), len(self._protections))
         self._protected[hart] = self._protections.setdefault(registers, len(self._protections))
@@ -126,25 +123,22 @@ class TrapAndEmulate:
         self._host.engine.stops(breakpoints, watched)
 
     def close(self) -> None:
-        self._shadows.drop()
-        if isinstance(self._host.ram, GuestRam):
-            self._host.ram.residents.remove(self._shadows)
+        self._drop()
         for number, real in enumerate(self._real):
             if number not in self._returned:
                 self._host.engine.take_back(real)
 
     def virtualize(self, computer: Computer, ram: Ram) -> Engine:
         """The harts of a machine on this one run as this one's do: deprivileged, under f ∘ f ∘ φ."""
-        assert isinstance(ram, GuestRam)
-        return TrapAndEmulate(computer, ram, self._host, self._shadows.another(ram))
+        raise NotImplementedError
 
     def lend(self, virtual: Hart | None = None) -> Hart:
-        real = self._host.engine.lend(virtual)
+        real, like = self._host.engine.lend(virtual), self._computer.harts[0]
         if self._returned:
-            hart = user_hart(self._returned.pop())
+            hart = user_hart(self._returned.pop(), like)
             self._real[hart.number] = real
         else:
-            hart = user_hart(len(self._real))
+            hart = user_hart(len(self._real), like)
             self._real.append(real)
         self.protection(hart)
         return hart
@@ -177,6 +171,9 @@ class TrapAndEmulate:
 
     def forget_spaces(self, hart: Hart) -> None:
         self._host.engine.forget_spaces(self._real[hart.number])
+
+    def retranslate(self, hart: Hart, page: int | None) -> None:
+        raise NotImplementedError
 
     def _forget_spaces(self) -> None:
         self._roots.clear()
@@ -220,7 +217,7 @@ class TrapAndEmulate:
                 lent[_SATP] = root = self._root(hart)
                 self._host.engine.space(real, root)
                 continue
-            if trapped.cause not in _PAGE or not self._fill(hart, trapped.tval, _PAGE[Cause(trapped.cause)]):
+            if not self._answer(hart, trapped):
                 break
             self._satp[root := self._root(hart)] = words[_SATP]
             lent[_SATP] = root
@@ -263,7 +260,49 @@ class TrapAndEmulate:
                     return self._ram.base + (at | to & size - 1)
         raise AssertionError(f"{pa:#x} is no memory of the guest's")
 
-    # Shadow page tables
+    # Translation
+
+    def _root(self, hart: Hart) -> int:
+        """satp of the hart that is lent."""
+        raise NotImplementedError
+
+    def _answer(self, hart: Hart, trapped: Trapped) -> bool:
+        """The translation that the lent hart trapped for is there now. False: why it trapped is the monitor's."""
+        raise NotImplementedError
+
+    def _drop(self) -> None:
+        """There are no translations."""
+        raise NotImplementedError
+
+
+class TrapAndEmulate(Deprivileged):
+    """By shadow page tables, which the lent harts walk."""
+
+    def __init__(self, computer: Computer, ram: GuestRam, host: Computer, shadows: Shadows) -> None:
+        self._shadows = ram.shadows = shadows
+        shadows.on_free = self._forget_spaces
+        self._writes: Counter[int] = Counter()
+        if isinstance(host.ram, GuestRam):
+            host.ram.residents.append(shadows)
+        super().__init__(computer, ram, host)
+
+    def close(self) -> None:
+        super().close()
+        if isinstance(self._host.ram, GuestRam):
+            self._host.ram.residents.remove(self._shadows)
+
+    def virtualize(self, computer: Computer, ram: Ram) -> Engine:
+        assert isinstance(ram, GuestRam)
+        return TrapAndEmulate(computer, ram, self._host, self._shadows.another(ram))
+
+    def retranslate(self, hart: Hart, page: int | None) -> None:
+        pass
+
+    def _drop(self) -> None:
+        self._shadows.drop()
+
+    def _answer(self, hart: Hart, trapped: Trapped) -> bool:
+        return trapped.cause in PAGE and self._fill(hart, trapped.tval, PAGE[Cause(trapped.cause)])
 
     def _root(self, hart: Hart) -> int:
         """satp of the hart that is lent."""
@@ -277,7 +316,7 @@ class TrapAndEmulate:
 
     def _make_root(self, hart: Hart) -> int:
         base = self._ram.base
-        satp, mode = hart.satp, _mode(hart)
+        satp, mode = hart.satp, mode_of(hart)
         number = satp >> 60
         protected = self._protected[hart] << 8
         if mode is None:
@@ -309,9 +348,9 @@ class TrapAndEmulate:
             shadows.untrace(at)
         if shadows.full:
             shadows.drop()
-        ram.place(at, _RIGHT[access])
+        ram.place(at, RIGHT[access])
 
-        mode, protected = _mode(hart), self._protected[hart] << 8
+        mode, protected = mode_of(hart), self._protected[hart] << 8
         if mode is None:
             level, rights = 2, RIGHTS
             table = shadows.table(Key(-ram.base, 2, protected | machine, RIGHTS))
@@ -323,7 +362,7 @@ class TrapAndEmulate:
                 child = shadows.table(Key(below & -FRAME, level, protected | mode, None))
                 shadows.link(table, (entry & FRAME - 1) >> 3, child)
                 table = child
-            rights = _rights(int.from_bytes(ram.peek(trail[-1], 8), "little"), mode)
+            rights = rights_of(int.from_bytes(ram.peek(trail[-1], 8), "little"), mode)
         while True:
             size = FRAME << 9 * level
             n = va // size & 511
@@ -343,7 +382,7 @@ class TrapAndEmulate:
         )
         if not rights & R:
             rights &= ~W
-        if not rights & _PTE[access]:
+        if not rights & PTE[access]:
             return False
         self._owners[to, size] = first
         shadows.map(table, n, first, to, rights)
@@ -367,7 +406,7 @@ def _mixed(hart: Hart) -> bool:
     return status >> Status.MPRV & 1 == 1 and status >> Status.MPP & 3 != hart.priv
 
 
-def _mode(hart: Hart) -> int | None:
+def mode_of(hart: Hart) -> int | None:
     """The guest's mode as far as what it may access depends on it; None where it does not translate."""
     priv, status = hart.priv, hart.mstatus
     if priv == M or not hart.satp >> 60:
@@ -376,7 +415,7 @@ def _mode(hart: Hart) -> int | None:
     return priv | lent_user_pages << 2 | (status >> Status.MXR & 1) << 3
 
 
-def _rights(pte: int, mode: int) -> int:
+def rights_of(pte: int, mode: int) -> int:
     """What a leaf of the guest's lets it do in a mode, in user mode."""
     user = pte & USER != 0
     own = user if mode & 3 == U else not user

@@ -69,6 +69,7 @@ enum {
     ISA_SVINVAL = 256,
     ISA_ZICBOM = 512,
     ISA_SVPBMT = 1024,
+    ISA_TLB = 2048,  // no page-table walks: refill.S
 };
 struct machine {
     u64 boot_hart, timebase;
@@ -126,8 +127,17 @@ void frames_init(void);
 void *frame_alloc(void);  // cleared; NULL when there are none
 void frame_free(void *frame);
 
+// refill.S, for a hart that does not walk; it knows the order.
+struct tlb_refill {
+    u64 saved[5];
+    u64 ram_end;  // there is no page table behind it
+    u64 count;
+};
+extern u8 tlb_refill[];
+
 // vm.c
 typedef u64 pte;
+extern struct tlb_refill tlb;
 extern pte *kernel_root;
 void vm_init(void);
 pte *vm_entry(pte *root, int levels, u64 va, int level, bool make);

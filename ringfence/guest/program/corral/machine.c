@@ -10,7 +10,7 @@ static const struct {
 } extensions[] = {
     {"sstc", ISA_SSTC}, {"svadu", ISA_SVADU}, {"zba", ISA_ZBA},       {"zbb", ISA_ZBB},
     {"zbs", ISA_ZBS},   {"zicond", ISA_ZICOND}, {"zicboz", ISA_ZICBOZ}, {"svinval", ISA_SVINVAL},
-    {"zicbom", ISA_ZICBOM}, {"svpbmt", ISA_SVPBMT},
+    {"zicbom", ISA_ZICBOM}, {"svpbmt", ISA_SVPBMT}, {"xrftlb", ISA_TLB},
 };
 
 // Either form of the tree: "rv64imafdc_zicsr_sstc" in riscv,isa or a list in riscv,isa-extensions.

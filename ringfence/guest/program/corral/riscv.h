@@ -54,7 +54,16 @@
 // stimecmp, by number: assemblers know the name only with the Sstc extension switched on.
 #define CSR_STIMECMP 0x14d
 
-#ifndef __ASSEMBLER__
+// A hart that does not walk page tables: its TLB's CSRs and instructions (docs/software-tlb.md).
+#define CSR_STLBVEC 0x5c0
+#define CSR_STLBVAL 0x5c2
+#define CSR_STLBSTATUS 0x5c3
+#define CSR_STLBSCRATCH 0x5c4
+
+#ifdef __ASSEMBLER__
+#define TLBWR(va, pte) .insn r 0x73, 0, 0x4e, zero, va, pte
+#define TLBRET .insn r 0x73, 0, 0x4f, zero, zero, zero
+#else
 
 #include "types.h"
 

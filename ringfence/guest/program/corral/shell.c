@@ -124,6 +124,8 @@ static int cmd_mem(int, char **)
     printf("rodata %p %6lu KiB\n", (void *)rodata_start, (u64)(data_start - rodata_start) / 1024);
     printf("data   %p %6lu KiB\n", (void *)data_start, (u64)(kernel_end - data_start) / 1024);
     printf("frames %18lu, %lu of them free\n", frames_total, frames_free);
+    if (machine.isa & ISA_TLB)
+        printf("TLB    %18lu misses\n", tlb.count);
     return 0;
 }
 

@@ -1,10 +1,12 @@
 // vm.c: page tables, and the kernel's own map: memory and devices at their physical addresses.
 //
 // A and D bits are always set, so nothing depends on who would set them. Entries are written
-// before anybody can have looked at them, or followed by a fence.
+// before anybody can have looked at them, or followed by a fence. Where the hart does not walk the
+// tables, refill.S does.
 #include "corral.h"
 
 pte *kernel_root;
+struct tlb_refill tlb;
 
 static u32 index(u64 va, int level)
 {
@@ -89,5 +91,10 @@ void vm_init(void)
         identity(machine.rtc, machine.rtc + PAGE, PTE_R | PTE_W);
     for (u32 i = 0; i < machine.virtios; i++)
         identity(machine.virtio[i].base, machine.virtio[i].base + PAGE, PTE_R | PTE_W);
+    if (machine.isa & ISA_TLB) {
+        tlb.ram_end = end;
+        csr_write(CSR_STLBSCRATCH, (u64)&tlb);
+        csr_write(CSR_STLBVEC, (u64)tlb_refill);
+    }
     vm_use(kernel_root);
 }

@@ -1,0 +1,170 @@
+"""Trap and emulate where software fills the TLB: the monitor fills that of the lent hart (Disco; Bugnion et al. 1997).
+
+The guest's TLB is its virtual hart's state. When the lent hart misses, the frame that the guest has installed is
+replaced by the machine's, and the pair remembered: a second-level software TLB, larger than the hardware's, which all
+modes of the guest share. It answers misses of the real TLB that the guest's own would not have had. One that it would
+have had is the guest's, to the step.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from ringfence.isa import pmp
+from ringfence.isa.paging import ACCESSED, DIRTY, USER, Access, R, V, W, X
+from ringfence.isa.trap import Cause, M
+from ringfence.machine.engine.reference import Trap
+from ringfence.machine.hart import Hart
+from ringfence.machine.launch import Trapped
+from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
+from ringfence.monitor.map import GuestRam
+from ringfence.monitor.technique.shadow import RIGHTS
+from ringfence.monitor.technique.trap import PAGE, PTE, RIGHT, SHADOW_MODE, Deprivileged, mode_of, rights_of
+
+if TYPE_CHECKING:
+    from ringfence.machine.machine import Computer, Engine
+
+_LEAF = V | USER | ACCESSED | DIRTY
+ASIDS = 1 << 16
+"""Of a hart."""
+UNTRANSLATED = -1
+"""In place of the ASID of a guest's address space."""
+Space = tuple[int, int, int]
+"""Protection, the guest's mode and its address space: what an address space of a lent hart is for."""
+
+
+class SecondLevel:
+    """At most `size` entries for each hart that is lent; 0: switched off. The counts are of misses of the real TLBs."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.answered = 0
+        """By an entry here."""
+        self.composed = 0
+        """By the guest's own entry and f."""
+        self.reflected = 0
+        """The guest's own misses."""
+
+
+class TrapAndRefill(Deprivileged):
+    """An engine for a virtual machine on a host whose harts do not walk."""
+
+    def __init__(self, computer: Computer, ram: GuestRam, host: Computer, second: SecondLevel) -> None:
+        self.second = second
+        self.traced: tuple[int, ...] = ()
+        self._entries: defaultdict[int, dict[tuple[int, int], int]] = defaultdict(dict)
+        """By lent hart: of an ASID and the number of a page, what the real entry is."""
+        self._asids: dict[Space, int] = {}
+        ram.shadows = self
+        super().__init__(computer, ram, host)
+
+    # What follows from f (map.Follower)
+
+    def written(self, at: int, length: int) -> None:
+        pass
+
+    def forget(self, at: int) -> None:
+        self.drop()
+
+    def drop(self) -> None:
+        for number, real in enumerate(self._real):
+            self._empty(number, real)
+
+    # machine.Engine
+
+    def virtualize(self, computer: Computer, ram: Ram) -> Engine:
+        assert isinstance(ram, GuestRam)
+        return TrapAndRefill(computer, ram, self._host, SecondLevel(self.second.size))
+
+    def retranslate(self, hart: Hart, page: int | None) -> None:
+        """The guest's TLB is about to change: what was filled by it goes."""
+        real, entries = self._real[hart.number], self._entries[hart.number]
+        others = {asid for (_, _, space), asid in self._asids.items() if space == UNTRANSLATED}
+        if page is None:
+            self._entries[hart.number] = {key: pte for key, pte in entries.items() if key[0] in others}
+        else:
+            for asid in set(self._asids.values()) - others:
+                entries.pop((asid, page >> 12), None)
+        real.empty_tlb(page, keep=others)
+        self._host.engine.retranslate(real, page)
+
+    # Direct execution
+
+    def _empty(self, number: int, real: Hart) -> None:
+        self._entries[number].clear()
+        real.empty_tlb()
+        self._host.engine.retranslate(real, None)
+
+    def _drop(self) -> None:
+        self.drop()
+        self._asids.clear()
+        self._forget_spaces()
+
+    def _root(self, hart: Hart) -> int:
+        """Each of the guest's spaces has an ASID of its own."""
+        satp, mode = hart.satp, mode_of(hart)
+        number, space = (SHADOW_MODE, UNTRANSLATED) if mode is None else (satp >> 60, satp >> 44 & 0xFFFF)
+        key = self._protected[hart], int(hart.priv == M) if mode is None else number << 8 | mode, space
+        if key not in self._asids and len(self._asids) == ASIDS:
+            self._drop()
+        return number << 60 | self._asids.setdefault(key, len(self._asids)) << 44
+
+    def _answer(self, hart: Hart, trapped: Trapped) -> bool:
+        if trapped.cause != Cause.TLB_REFILL:
+            return trapped.cause in PAGE and self._install(hart, trapped.tval, (PAGE[Cause(trapped.cause)],))
+        real, va = self._real[hart.number], trapped.tval
+        pte = self._entries[hart.number].get((real.satp >> 44 & 0xFFFF, va >> 12))
+        if pte is not None:
+            self.second.answered += 1
+            self._host.reference.fill(real, va, pte)
+            return True
+        return self._install(hart, va, (Access.LOAD, Access.FETCH, Access.STORE))
+
+    def _install(self, hart: Hart, va: int, accesses: tuple[Access, ...]) -> bool:
+        """An entry for the page, if the guest has one that grants one of these. False: the access is the monitor's."""
+        ram, reference = self._ram, self._computer.reference
+        for access in accesses:
+            try:
+                pa, _, machine = reference.walk(hart, va, access)
+                break
+            except Trap as caught:
+                if caught.cause == Cause.TLB_REFILL:
+                    self.second.reflected += 1
+                    return False
+        else:
+            return False
+        at = pa - ram.base & -FRAME
+        if not 0 <= at < ram.size:
+            return False
+        ram.place(at, RIGHT[access])
+        mode = mode_of(hart)
+        rights = RIGHTS if mode is None else rights_of(reference.entry(hart, va), mode)
+        granted = reference.permission(hart, ram.base + at, FRAME, machine)
+        found = self._lies(at)
+        assert found is not None
+        to, given, _ = found
+        rights &= (
+            (R if granted & pmp.R and given & READ else 0)
+            | (X if granted & pmp.X and given & EXECUTE else 0)
+            | (W if granted & pmp.W and given & WRITE else 0)
+        )
+        if not rights & R:
+            rights &= ~W
+        if not rights & PTE[access]:
+            return False
+        self._owners[to, FRAME] = at
+        real, pte = self._real[hart.number], (self._host.ram.base + to) // FRAME << 10 | _LEAF | rights
+        self._host.reference.fill(real, va, pte)
+        self.second.composed += 1
+        self.filled += 1
+        self._remember(hart, (real.satp >> 44 & 0xFFFF, va >> 12), pte)
+        return True
+
+    def _remember(self, hart: Hart, key: tuple[int, int], pte: int) -> None:
+        entries = self._entries[hart.number]
+        entries.pop(key, None)
+        if len(entries) >= self.second.size > 0:
+            del entries[next(iter(entries))]
+        if self.second.size:
+            entries[key] = pte
