@@ -53,7 +53,7 @@ def test_selftest_with_harts_is_the_same(technique: Technique) -> None:
     assert selftest(nested(1, 64 * MiB, 3, technique=technique, tlb="software")) == bare_selftest(3)
 
 
-@pytest.mark.parametrize(("depth", "technique"), [(0, "virtualizer"), (4, "virtualizer"), (1, "trap")])
+@pytest.mark.parametrize(("depth", "technique"), [(0, "virtualizer"), (1, "trap")])
 def test_selftest_is_the_same_in_the_reference(depth: int, technique: Technique) -> None:
     """The reference reading finds the same entries."""
     found = nested(depth, 64 * MiB, engine="reference", technique=technique, tlb="software")
@@ -76,7 +76,7 @@ def test_one_corral_runs_on_either_machine(tlb: Tlb) -> None:
 @pytest.mark.parametrize("techniques", [VIRTUALIZER * 2, TRAP, TRAP * 2, TRAP + VIRTUALIZER], ids="-".join)
 def test_random_programs_are_the_same(techniques: list[Technique]) -> None:
     """Programs that fill the TLB and change privilege and code end as in the reference on the bare machine."""
-    for case in range(round(20 * SCALE)):
+    for case in range(round(8 * SCALE)):
         program = Filling(f"refill {case}")
         expected, found = program.load(machine(tlb="software")), program.load(inner(techniques))
         ends = [board.run(until=program.clock * 100 + STEPS) for board in (expected, found)]
@@ -87,7 +87,7 @@ def test_random_programs_are_the_same(techniques: list[Technique]) -> None:
 @pytest.mark.parametrize("techniques", [VIRTUALIZER, TRAP], ids="-".join)
 def test_random_programs_of_several_harts_are_the_same(techniques: list[Technique]) -> None:
     """Harts share memory, and no entry."""
-    for case in range(round(10 * SCALE)):
+    for case in range(round(5 * SCALE)):
         program = Filling(f"refill harts {case}", 3)
         expected = program.load(machine(harts=3, turn=50, seed=case, tlb="software"))
         found = program.load(inner(techniques, 3, 50, case))
@@ -96,7 +96,7 @@ def test_random_programs_of_several_harts_are_the_same(techniques: list[Techniqu
         assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("techniques", [VIRTUALIZER, TRAP, TRAP * 2], ids="-".join)
+@pytest.mark.parametrize("techniques", [TRAP, TRAP * 2], ids="-".join)
 @pytest.mark.parametrize("name", CHANGES)
 def test_change_is_seen_at_once(name: str, techniques: list[Technique]) -> None:
     """What the guest makes of an entry is so for its next access, whatever the real TLB and the second level hold."""

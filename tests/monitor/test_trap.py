@@ -27,7 +27,7 @@ def trapped(engine: Engine, depth: int = 1, harts: int = 1, turn: int = 300, see
     return Monitor(host).create("inner", MEMORY, harts, turn=turn, seed=seed, technique="trap")
 
 
-@pytest.mark.parametrize(("engine", "depth", "cases"), [("threaded", 1, 30), ("threaded", 3, 10), ("reference", 1, 5)])
+@pytest.mark.parametrize(("engine", "depth", "cases"), [("threaded", 1, 15), ("threaded", 3, 5), ("reference", 1, 3)])
 def test_random_programs_are_the_same(engine: Engine, depth: int, cases: int) -> None:
     """Programs that change page tables, privilege and code end as they do in the reference on the bare machine."""
     for case in range(round(cases * SCALE)):
@@ -40,7 +40,7 @@ def test_random_programs_are_the_same(engine: Engine, depth: int, cases: int) ->
 
 def test_random_programs_of_several_harts_are_the_same() -> None:
     """Harts share shadows, and take turns."""
-    for case in range(round(15 * SCALE)):
+    for case in range(round(8 * SCALE)):
         program = Program(f"trap harts {case}", 3)
         expected = program.load(machine(harts=3, turn=50, seed=case))
         found = program.load(trapped("threaded", harts=3, turn=50, seed=case))
@@ -84,9 +84,8 @@ def test_selftest_with_harts_is_the_same_under_trap() -> None:
     assert selftest(nested(2, 64 * MiB, 3, technique="trap")) == bare_selftest(3)
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-def test_selftest_is_the_same_in_the_reference(depth: int) -> None:
-    assert selftest(nested(depth, 64 * MiB, engine="reference", technique="trap")) == bare_selftest(1)
+def test_selftest_is_the_same_in_the_reference() -> None:
+    assert selftest(nested(1, 64 * MiB, engine="reference", technique="trap")) == bare_selftest(1)
 
 
 def test_debian_boots_the_same_under_trap(debian: Image) -> None:
