@@ -29,7 +29,7 @@ def test_hostile_guests_change_nothing_of_another(technique: Technique) -> None:
     load(victim, CORRAL)
     hostile = [
         Program(f"hostile {n}").load(monitor.create(f"hostile {n}", MEMORY, turn=300, seed=1, technique=technique))
-        for n in range(round(6 * SCALE))
+        for n in range(round(2 * SCALE))
     ]
     victim.console.expect("corral> ")
     victim.console.send("selftest\n")
@@ -63,7 +63,7 @@ def test_wild_map_reaches_nothing_outside_its_machine() -> None:
     """
     rng = random.Random(5)
     ended = 0
-    for _ in range(round(12 * SCALE)):
+    for _ in range(round(3 * SCALE)):
         outer = Monitor(virt(160 * MiB))
         beside = outer.create("beside", 32 * MiB)
         beside.ram.write(beside.ram.base, SECRET * 4000)
