@@ -27,7 +27,7 @@ class Ram:
     """`size` bytes from physical address `base`: the bare machine's.
 
     A place is an offset in the bare machine's memory, `map`. `flags` has a byte for each of its frames: not zero where
-    something was derived from it. A virtual machine's memory is a `Ram` too, with other places (`monitor.map`).
+    something was derived from it. A virtual machine's memory is a `Ram` too, with other places (`machine.map`).
     """
 
     base: int

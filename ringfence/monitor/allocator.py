@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ringfence.errors import OutOfMemory
+from ringfence.machine.map import ROOT, SUPERPAGE
 from ringfence.machine.memory import FRAME, Ram
-from ringfence.monitor.map import ROOT, SUPERPAGE
 
 
 class Allocator:

@@ -34,8 +34,8 @@ from ringfence.machine.bus import Rom
 from ringfence.machine.device.device import AccessFault
 from ringfence.machine.engine.reference import Known, Trap, value_of
 from ringfence.machine.hart import Hart
+from ringfence.machine.map import GuestRam
 from ringfence.machine.memory import FRAME, Ram
-from ringfence.monitor.map import GuestRam
 from ringfence.monitor.technique.shadow import Shadows, Table
 from ringfence.monitor.vm import VirtualMachine
 from ringfence.word import Int, Word

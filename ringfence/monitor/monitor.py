@@ -13,9 +13,9 @@ from ringfence.machine.device.uart16550 import ConsoleOut
 from ringfence.machine.device.virtio_blk import SECTOR, Disk
 from ringfence.machine.exit import Exit
 from ringfence.machine.machine import Computer, Engine
+from ringfence.machine.map import SUPERPAGE, F, GuestRam
 from ringfence.machine.memory import FRAME, READ, amount
 from ringfence.monitor.allocator import Allocator
-from ringfence.monitor.map import SUPERPAGE, F, GuestRam
 from ringfence.monitor.pager import PagingDisk
 from ringfence.monitor.scheduler import QUANTUM, Account, Claim, Scheduler, admit
 from ringfence.monitor.technique.shadow import Shadows

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ringfence.errors import MachineError, RingfenceError
 from ringfence.machine.board import Virt
 from ringfence.machine.exit import Budget, Exit, PowerOff
+from ringfence.machine.map import GuestRam
 from ringfence.machine.memory import FRAME
 from ringfence.monitor import spin
-from ringfence.monitor.map import GuestRam
 from ringfence.monitor.scheduler import Account
 
 if TYPE_CHECKING:

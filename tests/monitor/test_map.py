@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringfence import MiB, virt
+from ringfence.machine.map import SUPERPAGE
 from ringfence.machine.memory import FRAME, READ
-from ringfence.monitor.map import SUPERPAGE
 from ringfence.monitor.monitor import Monitor, nested
 from ringfence.monitor.vm import VirtualMachine
 

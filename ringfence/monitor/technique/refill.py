@@ -17,8 +17,8 @@ from ringfence.isa.trap import Cause, M
 from ringfence.machine.engine.reference import Trap
 from ringfence.machine.hart import Hart
 from ringfence.machine.launch import Trapped
+from ringfence.machine.map import GuestRam
 from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
-from ringfence.monitor.map import GuestRam
 from ringfence.monitor.technique.shadow import RIGHTS
 from ringfence.monitor.technique.trap import PAGE, PTE, RIGHT, SHADOW_MODE, Deprivileged, mode_of, rights_of
 

@@ -19,8 +19,8 @@ from ringfence.isa.trap import Cause, M, S, Status, U
 from ringfence.machine.engine.reference import Trap
 from ringfence.machine.hart import FIELDS, Hart
 from ringfence.machine.launch import SPACE, Trapped, user_hart
+from ringfence.machine.map import ALL, GuestRam
 from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
-from ringfence.monitor.map import ALL, GuestRam
 from ringfence.monitor.technique.shadow import RIGHTS, SUPERPAGE, Key, Shadows
 
 if TYPE_CHECKING:

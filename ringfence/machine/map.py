@@ -15,7 +15,6 @@ from typing import Protocol
 from ringfence.errors import WildMap
 from ringfence.isa.paging import ACCESSED, DIRTY, PPN, USER, R, V, W, X
 from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
-from ringfence.monitor.technique.shadow import Shadows
 
 ALL = READ | WRITE | EXECUTE
 SUPERPAGE = 512 * FRAME
@@ -42,6 +41,14 @@ class Follower(Protocol):
 
     def drop(self) -> None:
         """And for all."""
+        ...
+
+
+class Resident(Protocol):
+    """What knows where frames of a memory lie that it has tables in."""
+
+    def moved(self, at: int, length: int) -> None:
+        """Those at an offset lie elsewhere from now on."""
         ...
 
 
@@ -211,8 +218,8 @@ class GuestRam(Ram):
         self.absent: dict[int, Callable[[], bytes]] = {}
         """Frames (by offset) that f has no answer for, but that are not zero: how to look at their bytes."""
         self.shadows: Follower | None = None
-        self.residents: list[Shadows] = []
-        """Shadow tables that lie here."""
+        self.residents: list[Resident] = []
+        """What has page tables here, or tables of an f."""
         self.above: list[GuestRam] = []
         """Memory of virtual machines on this one."""
         if isinstance(host, GuestRam):
@@ -286,8 +293,12 @@ class GuestRam(Ram):
         for at, length in changed:
             frames[at >> 12 : at + length >> 12] = b"\1" * (length >> 12)
         for memory in self.above:
-            pages = memory.f.pages()
-            memory._forget(*((at, size) for at, to, _, size in pages if 1 in frames[to >> 12 : to + size >> 12]))
+            memory._moved(frames)
+
+    def _moved(self, frames: bytearray) -> None:
+        """Frames of the host's memory, those with a byte of 1, lie elsewhere."""
+        pages = self.f.pages()
+        self._forget(*((at, size) for at, to, _, size in pages if 1 in frames[to >> 12 : to + size >> 12]))
 
     def _forget_shadows(self, at: int, length: int) -> None:
         assert self.shadows is not None
