@@ -13,13 +13,14 @@ from ringfence.isa import pmp
 from ringfence.isa.csr import CBCFE, CBIE, CBZE, S_IRQS, STCE
 from ringfence.isa.paging import ADUE, PBMTE
 from ringfence.isa.trap import Cause, Irq, S, Status
+from ringfence.machine.board import Virt
 from ringfence.machine.device.device import AccessFault
 from ringfence.machine.device.uart16550 import LSR, LSR_DR, RBR
 from ringfence.word import Int
 
 if TYPE_CHECKING:
-    from ringfence.machine.board import Virt
     from ringfence.machine.hart import Hart
+    from ringfence.machine.machine import Computer
 
 SUCCESS, FAILED, NOT_SUPPORTED, INVALID_PARAM, DENIED, INVALID_ADDRESS = 0, -1, -2, -3, -4, -5
 ALREADY_AVAILABLE = -6
@@ -61,6 +62,10 @@ class Sbi:
 
     def __init__(self, board: Virt) -> None:
         self.board = board
+
+    def another(self, computer: Computer) -> Sbi:
+        assert isinstance(computer, Virt)
+        return Sbi(computer)
 
     def power_on(self, entry: int, tree: int) -> None:
         """Hart 0 begins at `entry` in S-mode with a1 the physical address of the device tree; the others are

@@ -137,6 +137,14 @@ class System(Control, Protocol):
         """Wait for an interrupt."""
         ...
 
+    def launch(self, pa: Word) -> None:
+        """The hart runs the virtual machine that the control block at a physical address describes (Xhv)."""
+        ...
+
+    def end(self, vmid: Word) -> None:
+        """The machine of that number, launched by this one, is no more."""
+        ...
+
     def timer(self) -> None:
         """A timer's compare register or enable has changed."""
         ...

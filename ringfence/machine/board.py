@@ -70,6 +70,10 @@ SOFTWARE_TLB = "xrftlb"
 """And of harts that do not (docs/software-tlb.md)."""
 Tlb = Literal["hardware", "software"]
 """What fills the TLB."""
+XHV = "xrfhv"
+"""The extension of harts that launch virtual machines (docs/xhv.md)."""
+Isa = Literal["base", "hv"]
+"""What harts have: what Debian needs; and Xhv too."""
 
 
 class NoDevice(VirtioMmio):
@@ -91,6 +95,7 @@ class Inputs:
     turn: int
     seed: int | None
     tlb: Tlb
+    isa: Isa
 
 
 class Virt(Computer):
@@ -139,6 +144,8 @@ class Virt(Computer):
 
     def hardware_reset(self) -> None:
         """Every chip as at power-on, RAM cleared; time goes on. Harts stand in M-mode at the boot ROM."""
+        if self.virtualizer is not None:
+            self.virtualizer.clear()
         self.ram.clear()
         for hart in self.harts:
             hart.reset()
@@ -172,14 +179,15 @@ def virt(
     epoch_ns: int | None = None,
     rng_seed: bytes | None = None,
     tlb: Tlb = "hardware",
+    isa: Isa = "base",
 ) -> Virt:
     """The computer: `memory` bytes of RAM, `harts` harts, its console's output to `console` too, a disk a virtio slot.
 
     `turn` is the length of a hart's turn in steps; with `seed` lengths are drawn between 1 and twice that. `epoch_ns`
     (ns since 1970 at power-on) and `rng_seed` (32 bytes) are fixed by default under the virtual clock, and the host's
     time and entropy under the host clock. With `tlb` "software" the harts do not walk page tables, and their TLBs are
-    the guest's to fill. Until a program is loaded there is none: see `guest.loader`. Raises `MachineError`, and
-    `OutOfMemory` where the host has no room.
+    the guest's to fill; with `isa` "hv" they launch virtual machines. Until a program is loaded there is none: see
+    `guest.loader`. Raises `MachineError`, and `OutOfMemory` where the host has no room.
     """
     check(memory, harts, step_ns, turn, len(disks), clock)
     return assemble(
@@ -196,6 +204,7 @@ def virt(
         epoch_ns=epoch_ns,
         rng_seed=rng_seed,
         tlb=tlb,
+        isa=isa,
     )
 
 
@@ -214,11 +223,14 @@ def assemble(
     epoch_ns: int | None = None,
     rng_seed: bytes | None = None,
     tlb: Tlb = "hardware",
+    isa: Isa = "base",
 ) -> Board:
     """The whole memory map, wired: bare, or a virtual machine with what its monitor gives it. Arguments as `virt`'s."""
     check(ram.size, harts, step_ns, turn, len(disks), clock)
     if tlb not in get_args(Tlb):
         raise MachineError(f"there is no TLB filled by {tlb!r}: a machine's is filled by {' or '.join(get_args(Tlb))}")
+    if isa not in get_args(Isa):
+        raise MachineError(f"there is no ISA {isa!r}: a machine's is {' or '.join(get_args(Isa))}")
     if epoch_ns is None:
         epoch_ns = EPOCH_NS if clock == "virtual" else time.time_ns()
     if rng_seed is None:
@@ -226,7 +238,7 @@ def assemble(
     ticks = Clock(clock, step_ns)
     cpus = [Hart(n, memoryview(bytearray(SIZE))) for n in range(harts)]
     board = kind(ram, ticks, cpus, turn=turn, seed=seed)
-    board.inputs = Inputs(ram.size, harts, len(disks), rng_seed, epoch_ns, turn, seed, tlb)
+    board.inputs = Inputs(ram.size, harts, len(disks), rng_seed, epoch_ns, turn, seed, tlb, isa)
 
     aclint = Aclint(ticks, [HartLine(h, Irq.MSI) for h in cpus], [HartLine(h, Irq.MTI) for h in cpus])
     plic = Plic([HartLine(h, irq) for h in cpus for irq in (Irq.MEI, Irq.SEI)])
@@ -260,6 +272,11 @@ def assemble(
     for hart in cpus:
         hart.pc = ROM
         hart.software_tlb = int(tlb == "software")
+        hart.xhv = int(isa == "hv")
+    if isa == "hv":
+        from ringfence.machine.virtualizer import Virtualizer
+
+        board.virtualizer = Virtualizer(board)
     return board
 
 
@@ -331,7 +348,7 @@ def device_tree(inputs: Inputs, bootargs: str = "", initrd: tuple[int, int] | No
     memory = root.add(f"memory@{RAM:x}")
     memory["device_type"] = "memory"
     memory["reg"] = [U64(RAM), U64(inputs.memory)]
-    controllers = _cpus(root, inputs.harts, inputs.tlb)
+    controllers = _cpus(root, inputs)
     soc = root.add("soc")
     soc["#address-cells"] = 2
     soc["#size-cells"] = 2
@@ -350,18 +367,20 @@ def device_tree(inputs: Inputs, bootargs: str = "", initrd: tuple[int, int] | No
     return flatten(root)
 
 
-def _cpus(root: Node, harts: int, tlb: Tlb) -> list[Node]:
+def _cpus(root: Node, inputs: Inputs) -> list[Node]:
     """The harts; returns their interrupt controllers."""
     cpus = root.add("cpus")
     cpus["#address-cells"] = 1
     cpus["#size-cells"] = 0
     cpus["timebase-frequency"] = TIMEBASE_HZ
     extensions = list(EXTENSIONS)
-    if tlb == "software":
+    if inputs.tlb == "software":
         extensions = [*(name for name in EXTENSIONS if name not in WALKING), SOFTWARE_TLB]
+    if inputs.isa == "hv":
+        extensions.append(XHV)
     controllers = []
     nodes = []
-    for n in range(harts):
+    for n in range(inputs.harts):
         cpu = cpus.add(f"cpu@{n:x}")
         cpu["device_type"] = "cpu"
         cpu["reg"] = n
@@ -372,7 +391,7 @@ def _cpus(root: Node, harts: int, tlb: Tlb) -> list[Node]:
         cpu["riscv,isa-extensions"] = extensions
         for operation in ("cbom", "cbop", "cboz"):
             cpu[f"riscv,{operation}-block-size"] = CACHE_BLOCK
-        if tlb == "hardware":
+        if inputs.tlb == "hardware":
             cpu["mmu-type"] = "riscv,sv57"
         controller = cpu.add("interrupt-controller")
         controller["#address-cells"] = 0

@@ -49,6 +49,8 @@ def digest(computer: Computer) -> str:
             state.update(_U64.pack(value))
     for start, _, device in computer.bus.windows():
         state.update(f"{start:x} {device.snapshot()}\n".encode())
+    for number, machine in sorted(computer.launched.items()):
+        state.update(f"{number} {machine.digest()}\n".encode())
     for number, frame in computer.ram.frames():
         state.update(_U64.pack(number))
         state.update(frame)

@@ -87,6 +87,8 @@ FIELDS = table(
         ("stlbindex", 1),
         ("tlb_tag", ENTRIES),
         ("tlb_pte", ENTRIES),
+        ("xhv", 1),  # the hart can launch virtual machines (machine.virtualizer)
+        ("launched", 1),  # the control block of the one that it runs; 0: none
     ]
 )
 for _n in range(16):
@@ -94,7 +96,7 @@ for _n in range(16):
 
 SIZE = 2304
 assert max(f.offset + 8 * f.count for f in FIELDS.values()) <= SIZE
-_MAKE = FIELDS["software_tlb"].offset >> 3
+_MAKE = FIELDS["software_tlb"].offset >> 3, FIELDS["xhv"].offset >> 3
 """What a reset leaves: how the hart is made."""
 
 _REGISTERS = {name: ("x", n) for n, name in enumerate(X_NAMES)} | {name: ("f", n) for n, name in enumerate(F_NAMES)}
@@ -127,7 +129,7 @@ class Hart:
 
     def reset(self) -> None:
         for n in range(SIZE // 8):
-            if n != _MAKE:
+            if n not in _MAKE:
                 self.words[n] = 0
         self.priv = M
         self.mhartid = self.number

@@ -29,7 +29,7 @@ def user_hart(number: int, like: Hart) -> Hart:
     """
     hart = Hart(number, memoryview(bytearray(SIZE)))
     hart.priv = U
-    hart.software_tlb = like.software_tlb
+    hart.software_tlb, hart.xhv = like.software_tlb, like.xhv
     hart["pmpaddr0"] = (1 << pmp.ADDRESS_BITS - 2) - 1
     hart.pmpcfg0 = pmp.NAPOT | pmp.R | pmp.W | pmp.X
     return hart

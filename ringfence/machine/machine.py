@@ -11,9 +11,9 @@ import operator
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ringfence.errors import MachineError
 from ringfence.isa.csr import STCE
@@ -30,6 +30,9 @@ from ringfence.machine.hart import Hart
 from ringfence.machine.launch import Trapped
 from ringfence.machine.memory import Ram
 from ringfence.machine.stops import Watch, pages
+
+if TYPE_CHECKING:
+    from ringfence.machine.virtualizer import Virtualizer
 
 CHECK_SPAN = 2048
 """The most steps from one check point to the next: a page has so many instructions, and entering a page is one."""
@@ -135,6 +138,14 @@ class Firmware(Protocol):
 
     def call(self, hart: Hart) -> None: ...
 
+    def power_on(self, entry: int, tree: int) -> None:
+        """Begin at `entry` with the device tree at `tree`."""
+        ...
+
+    def another(self, computer: Computer) -> Firmware:
+        """The same for another machine."""
+        ...
+
 
 class HartLine:
     """A wire into a hart's mip."""
@@ -213,6 +224,8 @@ class Computer:
         self.reference = Known(self)
         self.turns = Turns(turn, seed)
         self.firmware: Firmware | None = None
+        self.virtualizer: Virtualizer | None = None
+        """Where harts can launch virtual machines."""
         self.engine: Engine
         self.aclint: Aclint
         self.timers: SupervisorTimers
@@ -328,7 +341,7 @@ class Computer:
             return
         clock.start()
         try:
-            with Alarm(self.engine.kick) as clock.alarm:
+            with Alarm(self.kick) as clock.alarm:
                 try:
                     yield
                 finally:
@@ -347,6 +360,11 @@ class Computer:
         """A machine on this one has taken so many steps of it."""
         self.clock.steps += steps
 
+    @property
+    def launched(self) -> Mapping[int, Computer]:
+        """The virtual machines that harts have launched, by number."""
+        return {} if self.virtualizer is None else self.virtualizer.machines
+
     def digest(self) -> str:
         """One hash of the whole state; the machine stands."""
         return digest(self)
@@ -354,7 +372,7 @@ class Computer:
     def stop(self) -> None:
         """Make `run`, or the next one, return `Stopped` soon; from any thread or signal handler."""
         self._stop = self.wanted = True
-        self.engine.kick()
+        self.kick()
         with self._arrived:
             self._arrived.notify_all()
 
@@ -363,7 +381,13 @@ class Computer:
         with self._arrived:
             self._input.append(deliver)
             self._arrived.notify_all()
+        self.kick()
+
+    def kick(self) -> None:
+        """Make what runs look at what is wanted; from any thread."""
         self.engine.kick()
+        if self.virtualizer is not None:
+            self.virtualizer.kick()
 
     @property
     def stopping(self) -> bool:
@@ -404,19 +428,20 @@ class Computer:
                 if self.at_check_point:  # an interrupt was taken, a step that ends at one; or `run` is wanted
                     continue
             hart = harts[self.current]
+            exact = end - clock.steps <= last
             if self.current == stepping:
                 end = clock.steps + 1
-            elif self.breakpoints and hart.pc in self.breakpoints:
+            elif self.breakpoints and not hart.launched and hart.pc in self.breakpoints:
                 place = clock.steps, hart.pc
                 if self._passed.get(self.current) != place:
                     self._passed[self.current] = place
                     return Break(clock.steps, self.current, hart.pc)
                 self.at_check_point = self.reference.step(hart)
                 continue
-            if end - clock.steps <= last:
+            if exact and not hart.launched:
                 self.at_check_point = self.reference.step(hart)
             else:
-                deadline = min(self.turn_end, end - last, clock.steps + STRETCH)
+                deadline = min(self.turn_end, end if exact else end - last, clock.steps + STRETCH)
                 if clock.source == "virtual":
                     deadline = min(deadline, clock.next_step(), clock.step_at(self._until))
                 elif clock.alarm is not None and not clock.alarm.set(clock, min(clock.next_event(), self._until)):
@@ -424,7 +449,11 @@ class Computer:
                 if self._input:  # it came behind the last check point; `feed` kicks where it comes later
                     deadline = 0
                 self._tell()
-                self.at_check_point = self.engine.run(hart, deadline)
+                if hart.launched:
+                    assert self.virtualizer is not None
+                    self.at_check_point = self.virtualizer.run(hart, deadline, end if exact else None)
+                else:
+                    self.at_check_point = self.engine.run(hart, deadline)
 
     def _asked(self) -> Exit | None:
         """What was asked for by the instruction that has ended, or from outside."""
@@ -468,13 +497,32 @@ class Computer:
                 return ended
             if self.wanted:
                 return None
+        if hart.launched and (hart.mip | hart.lines) & hart.mie:
+            assert self.virtualizer is not None
+            self.virtualizer.interrupt(hart)
         self.at_check_point = self.reference.interrupt(hart)
         return Budget(clock.steps) if self.at_check_point and self.current == self._stepping else None
 
     def _runnable(self, hart: Hart) -> bool:
-        if hart.waiting and (hart.mip | hart.lines) & hart.mie:
+        if hart.waiting and ((hart.mip | hart.lines) & hart.mie or self._machine_ready(hart)):
             hart.waiting = 0
         return not hart.waiting and not hart.stopped and hart.number not in self._standing
+
+    def _machine_ready(self, hart: Hart) -> bool:
+        """The machine that the hart has launched, if any, can go on."""
+        return self.virtualizer is not None and hart.launched != 0 and self.virtualizer.ready(hart)
+
+    def stirred(self) -> bool:
+        """There is something to do on a machine that waited."""
+        due = self.next_event() <= self.clock.now()
+        return due or self.wanted or bool(self._input) or any(map(self._runnable, self.harts))
+
+    def next_event(self) -> int:
+        """The time of the next event, here or on a machine that was launched; or NEVER."""
+        when = self.clock.next_event()
+        if self.virtualizer is not None and self.clock.source == "host":
+            when = min(when, self.virtualizer.next_event())
+        return when
 
     def _next_turn(self) -> Hart | None:
         """The turn goes to the next hart that can run, this one last."""
@@ -507,7 +555,7 @@ class Computer:
     def awaits(self) -> Idle:
         """What a machine says that cannot go on before its next event, or input."""
         clock = self.clock
-        when = clock.next_event()
+        when = self.next_event()
         if clock.source == "virtual":
             return Idle(clock.steps, wake=None if when == NEVER else when)
         return Idle(clock.steps, due=NEVER if when == NEVER else clock.host_start + when)
@@ -515,7 +563,7 @@ class Computer:
     def _idle(self) -> Exit | None:
         """No hart can run: time passes to the next event, or input comes."""
         clock = self.clock
-        when, left, before = clock.next_event(), self._idle_left, clock.idle_ns
+        when, left, before = self.next_event(), self._idle_left, clock.idle_ns
         if clock.source == "virtual":
             if not clock.jump(self._until if left is None else min(self._until, clock.now() + left)):
                 return Idle(clock.steps)

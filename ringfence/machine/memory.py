@@ -35,6 +35,8 @@ class Ram:
     map: mmap.mmap
     flags: mmap.mmap
     derived: Derived
+    machines = 0
+    """How many virtual machines on the bare machine were launched by instructions (machine.virtualizer)."""
     composed: mmap.mmap | None = None
     """A virtual machine's: of each frame 8 bytes, its place and the rights to it; 0 where that is not known."""
 
@@ -121,8 +123,31 @@ class Ram:
 class Derived:
     """What an engine holds that follows from memory's bytes. It is told before they change."""
 
+    def __init__(self) -> None:
+        self.watchers: dict[int, set[Callable[[], None]]] = {}
+        """Of frames: what is to be called, once, when their bytes are about to change."""
+
+    def watch(self, frame: int, changes: Callable[[], None]) -> None:
+        """Something beside translations follows from a frame's bytes."""
+        self.watchers.setdefault(frame, set()).add(changes)
+
+    def unwatch(self, frame: int, changes: Callable[[], None]) -> None:
+        """It does no more."""
+        watchers = self.watchers.get(frame, set())
+        watchers.discard(changes)
+        if not watchers:
+            self.watchers.pop(frame, None)
+
+    def changes(self, first: int, last: int) -> None:
+        """These frames are about to."""
+        if self.watchers:
+            for frame in [frame for frame in self.watchers if first <= frame <= last]:
+                for call in self.watchers.pop(frame, ()):
+                    call()
+
     def written(self, place: int, length: int) -> None:
         """`length` bytes at `place` are about to change."""
+        self.changes(place // FRAME, (place + length - 1) // FRAME)
 
     def moved(self) -> None:
         """Frames of a virtual machine are in other places now."""

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal
 
 from ringfence.errors import MachineError, OutOfMemory
-from ringfence.machine.board import RAM, Tlb, Virt, assemble, check, virt
+from ringfence.machine.board import RAM, Isa, Tlb, Virt, assemble, check, virt
 from ringfence.machine.clock import Source
 from ringfence.machine.device.uart16550 import ConsoleOut
 from ringfence.machine.device.virtio_blk import SECTOR, Disk
@@ -50,6 +50,7 @@ def nested(
     disks: Sequence[Disk] = (),
     technique: Technique | Sequence[Technique] = "virtualizer",
     tlb: Tlb = "hardware",
+    isa: Isa = "base",
 ) -> Virt:
     """A machine with `depth` monitors beneath it, each on the machine that the next one gives; 0: a bare one. The
     disks are the bare machine's, and each monitor gives all that its machine has.
@@ -57,12 +58,14 @@ def nested(
     `technique`: of all, or of each from the outermost on. Raises MachineError."""
     techniques = [technique] * depth if isinstance(technique, str) else list(technique)
     if not depth:
-        return virt(memory, harts, clock=clock, seed=seed, engine=engine, console=console, disks=disks, tlb=tlb)
+        return virt(
+            memory, harts, clock=clock, seed=seed, engine=engine, console=console, disks=disks, tlb=tlb, isa=isa
+        )
     sizes = [memory]
     for _ in range(depth):
         sizes.append(sizes[-1] + overhead(sizes[-1]))
     check(memory, harts, 1, 1, len(disks), clock)
-    machine = virt(sizes.pop(), harts, engine=engine, disks=disks, tlb=tlb)
+    machine = virt(sizes.pop(), harts, engine=engine, disks=disks, tlb=tlb, isa=isa)
     while len(sizes) > 1:
         monitor = Monitor(machine)
         packs = monitor.full_packs()
@@ -191,6 +194,7 @@ class Monitor:
             epoch_ns=epoch_ns,
             rng_seed=rng_seed,
             tlb=self.machine.inputs.tlb,
+            isa=self.machine.inputs.isa,
         )
         vm.name, vm.monitor, vm.resident, vm.account = name, self, resident, Account(claim)
         vm.held = vm.hand = 0
@@ -224,6 +228,8 @@ class Monitor:
         self._discard(vm)
 
     def _discard(self, vm: VirtualMachine) -> None:
+        if vm.virtualizer is not None:
+            vm.virtualizer.clear()
         vm.engine.close()
         release(vm.disks)
         self._release(vm)

@@ -108,7 +108,8 @@ class VirtualMachine(Virt):
             idle -= skipped * self.clock.step_ns
         ended = self.run(steps, idle=idle, exact=False)
         stood, self._stood = self._stood, [hart.pc for hart in self.harts]
-        self.spins = isinstance(ended, Budget) and spin.near(stood, self._stood) and spin.spins(self)
+        launched = any(hart.launched for hart in self.harts)
+        self.spins = not launched and isinstance(ended, Budget) and spin.near(stood, self._stood) and spin.spins(self)
         if self.spins:
             waits = self.awaits()
             if waits.wake is None or waits.wake > self.clock.now():

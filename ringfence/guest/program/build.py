@@ -1,9 +1,9 @@
-"""Builds Corral, the embedded guest: `python -m ringfence.guest.program.build [--check]`.
+"""Builds Corral, the embedded guest, and vmm, which is a monitor: `python -m ringfence.guest.program.build [--check]`.
 
 The compiler is the ziglang package, in one fixed version, since another may choose other instructions.
-The image depends on the sources and on that version alone: sources are named relative to their
+An image depends on the sources and on that version alone: sources are named relative to their
 directory, and no path, date or build number goes into it. So anybody can show with `--check` that the
-image that is shipped is what the sources say.
+images that are shipped are what the sources say.
 """
 
 import argparse
@@ -20,6 +20,7 @@ ZIGLANG = "0.17.0"
 HERE = Path(__file__).parent
 SOURCE = HERE / "corral"
 IMAGE = HERE / "corral.elf"
+MONITOR = HERE / "vmm.elf"
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-gnu-statement-expression"]
 COMMON = [
@@ -47,6 +48,9 @@ LINK = [
     "max-page-size=4096",
     "-static",
 ]
+
+# What the monitor is linked with, of Corral's.
+SHARED = ["fdt.c", "print.c", "sbi.c", "string.c"]
 
 # What every user program is linked with.
 LIBRARY = ["user/start.S", "user/lib.c", "string.c", "print.c"]
@@ -112,35 +116,45 @@ class Builder:
             objects = list(pool.map(lambda source: self.compile(source, options, "kernel"), sources))
         self.zig(*LINK, "--strip-debug", "--discard-locals", "-T", "link.ld", *objects, "-o", str(output))
 
+    def monitor(self, output: Path) -> None:
+        sources = ["../vmm/entry.S", "../vmm/vmm.c", *SHARED]
+        objects = [self.compile(source, KERNEL, "monitor") for source in sources]
+        self.zig(*LINK, "--strip-debug", "--discard-locals", "-T", "../vmm/link.ld", *objects, "-o", str(output))
 
-def build(output: Path) -> None:
-    """Write the image that the sources make to `output`."""
+
+def build(output: Path, monitor: bool = False) -> None:
+    """Write the image that the sources make to `output`: Corral's, or the monitor's."""
     require_compiler()
     with tempfile.TemporaryDirectory(prefix="corral-") as scratch:
-        image = Path(scratch) / "corral.elf"
-        Builder(Path(scratch)).kernel(image)
+        image = Path(scratch) / output.name
+        builder = Builder(Path(scratch))
+        if monitor:
+            builder.monitor(image)
+        else:
+            builder.kernel(image)
         output.write_bytes(image.read_bytes())
 
 
-def is_current() -> bool:
+def is_current(shipped: Path = IMAGE) -> bool:
     """Whether the shipped image is what the sources make."""
     with tempfile.TemporaryDirectory(prefix="corral-") as scratch:
-        image = Path(scratch) / "corral.elf"
-        build(image)
-        return IMAGE.exists() and IMAGE.read_bytes() == image.read_bytes()
+        image = Path(scratch) / shipped.name
+        build(image, shipped == MONITOR)
+        return shipped.exists() and shipped.read_bytes() == image.read_bytes()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ringfence.guest.program.build", description="Build Corral.")
-    parser.add_argument("--check", action="store_true", help="only compare the shipped image with a new build")
+    parser = argparse.ArgumentParser(prog="ringfence.guest.program.build", description="Build Corral and vmm.")
+    parser.add_argument("--check", action="store_true", help="only compare the shipped images with new builds")
     options = parser.parse_args(arguments)
     try:
-        if not options.check:
-            build(IMAGE)
-            print(f"{IMAGE.name}: {IMAGE.stat().st_size} bytes")
-        elif not is_current():
-            print(f"{IMAGE.name} is not what its sources make; build it again", file=sys.stderr)
-            return 1
+        for image in (IMAGE, MONITOR):
+            if not options.check:
+                build(image, image == MONITOR)
+                print(f"{image.name}: {image.stat().st_size} bytes")
+            elif not is_current(image):
+                print(f"{image.name} is not what its sources make; build it again", file=sys.stderr)
+                return 1
     except BuildError as error:
         print(f"build: {error}", file=sys.stderr)
         return 1

@@ -5,6 +5,8 @@ Source: National Semiconductor PC16550D, "Universal Asynchronous Receiver/Transm
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Protocol
 
 from ringfence.machine.device.device import Clock, Device, Field, Line
@@ -107,8 +109,22 @@ class Uart16550(Device):
         self.out = out
         super().__init__()
 
+    heir: Uart16550 | None = None
+    """Whose console it is, where this chip's machine gave it away."""
+
+    def pass_on(self, heir: Uart16550, feed: Callable[[Callable[[], None]], None]) -> None:
+        """What comes from now on, and what the guest has not read, is for a chip of another machine, which `feed`
+        tells.
+        """
+        self.heir, self._feed = heir, feed
+        waiting, self.waiting = bytes(self.waiting), bytearray()
+        heir.receive(waiting)
+
     def receive(self, data: bytes) -> None:
         """Sends `data` to the guest, behind what it has not read yet."""
+        if self.heir is not None:
+            self._feed(partial(self.heir.receive, data))
+            return
         self.waiting += data
         if self.ier & IER_RDA:
             self._refill()

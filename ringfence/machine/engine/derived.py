@@ -17,6 +17,7 @@ from ringfence.machine.engine.layout import (
     SLOTS,
     TABLE,
     TLBS,
+    WATCHED,
     WRITABLE,
     Action,
     Geometry,
@@ -212,6 +213,7 @@ def _dirty(e: Emit) -> None:
         e.set_field("cause", frame)
         _give(e, Action.PLAIN)
 
+    e.when((flags & WATCHED) != 0, plain)
     e.when(count > select(table, Int(layout.RETIRE_TABLE, 16), Int(layout.RETIRE_CODE, 16)), plain)
 
     def valid(at: Word) -> Word:

@@ -140,6 +140,10 @@ class Emit:
     def rare(self) -> NoReturn:
         self.leave(Action.EMULATE)
 
+    def launch(self, pa: Word) -> None:
+        self.rare()
+
+    end = launch
     illegal = rare
     timer = rare
     protection = rare

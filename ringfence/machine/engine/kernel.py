@@ -11,7 +11,7 @@ from ringfence.isa.trap import M, S, Status
 from ringfence.machine.engine import layout
 from ringfence.machine.engine.emit import OFFSETS, SIGNATURE, Emit, Ended, Handler
 from ringfence.machine.engine.handlers import prefix
-from ringfence.machine.engine.layout import CODE, SHADOWED, TABLE, WATCHED_PAGES, WRITABLE, Action, Geometry
+from ringfence.machine.engine.layout import CODE, DERIVED, WATCHED_PAGES, WRITABLE, Action, Geometry
 from ringfence.machine.memory import EXECUTE, READ, WRITE
 from ringfence.word import Int, Ir, Word, low, select, zext
 
@@ -149,7 +149,7 @@ def _slow(g: Geometry, access: Access) -> str:
                 e.b.emit(f"ret i64 {host}")
                 raise Ended
 
-            e.when((e.peek(flag, 8) & (CODE | TABLE | SHADOWED)) == 0, plain)
+            e.when((e.peek(flag, 8) & DERIVED) == 0, plain)
             ready = e.b.op(f"call i64 @dirty(ptr %state, i64 {place}, i64 {size})", 64)
             e.when(ready != 0, lambda: e.leave_with(ready))
             e.b.emit(f"ret i64 {host}")

@@ -101,10 +101,11 @@ MACHINE = table(
     ]
 )
 
-CODE, TABLE, WRITABLE, SHADOWED = 1, 2, 4, 8
+CODE, TABLE, WRITABLE, SHADOWED, WATCHED = 1, 2, 4, 8, 16
 """Frame flags: decoded code was taken from it; a walk read it; it may be in a write TLB; it has shadows, whose entries
-follow from its own.
+follow from its own; somebody is to be called before it changes.
 """
+DERIVED = CODE | TABLE | SHADOWED | WATCHED
 RETIRE_CODE, RETIRE_TABLE = 1024, 64
 """Slow writes with nothing derived between them after which a frame is plain again."""
 

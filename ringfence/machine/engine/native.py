@@ -10,8 +10,9 @@ import mmap
 from array import array
 from collections.abc import Callable, Sequence
 
+from ringfence.errors import MachineError
 from ringfence.machine.engine import code, layout
-from ringfence.machine.engine.layout import CODE, SHADOWED, TABLE, WRITABLE, Geometry
+from ringfence.machine.engine.layout import CODE, DERIVED, SHADOWED, TABLE, WATCHED, WRITABLE, Geometry
 from ringfence.machine.hart import FIELDS, Hart
 from ringfence.machine.memory import FRAME, Derived, Ram
 
@@ -23,8 +24,8 @@ HARTS = 1024
 INDEX = {name: field.offset >> 3 for name, field in (FIELDS | layout.FIELDS).items()}
 MACHINE = {name: field.offset >> 3 for name, field in layout.MACHINE.items()}
 
-_PLAIN = bytes(flags for flags in range(256) if not flags & (CODE | TABLE | SHADOWED))
-_SHADOWED = bytes(flags & SHADOWED for flags in range(256))
+_PLAIN = bytes(flags for flags in range(256) if not flags & DERIVED)
+_KEPT = bytes(flags & (SHADOWED | WATCHED) for flags in range(256))
 _NO_CODE = bytes(flags & ~CODE for flags in range(256))
 
 
@@ -41,6 +42,7 @@ class Native(Derived):
     """`sets`: entries of each TLB of a regime."""
 
     def __init__(self, ram: Ram, sets: int, code_bytes: int) -> None:
+        super().__init__()
         functions = code.functions(sets)
         self.enter = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(functions["enter"])
         self._forget = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)(functions["forget"])
@@ -80,7 +82,11 @@ class Native(Derived):
     # Harts
 
     def add(self, hart: Hart, ram: Ram, places: mmap.mmap | None) -> int:
-        """Give a hart a block, whose address is returned. `places`: of the frames of a virtual machine's `ram`."""
+        """Give a hart a block, whose address is returned. `places`: of the frames of a virtual machine's `ram`. Raises
+        MachineError.
+        """
+        if len(self._blocks) == HARTS:
+            raise MachineError(f"a bare machine and all machines on it have at most {HARTS} harts")
         block = anonymous(self._geometry.stride)
         hart.move(memoryview(block))
         for name, value in {
@@ -113,6 +119,8 @@ class Native(Derived):
         last = (place + length - 1) // FRAME
         if last == first:
             flags = int(self._flags[first])
+            if flags & WATCHED:
+                self.changes(first, first)
             if flags & CODE:
                 self._forget(self._addresses[0], place, length)
             if flags & SHADOWED:
@@ -124,6 +132,7 @@ class Native(Derived):
         derived = bytes(self._flags[first : last + 1])
         if not derived.translate(None, _PLAIN):
             return
+        self.changes(first, last)
         if any(flags & TABLE for flags in derived):
             self.forget_all_translations()
         for frame, flags in enumerate(derived, first):
@@ -139,7 +148,30 @@ class Native(Derived):
 
     def everything(self) -> None:
         self.drop_code()
-        self._flags[:] = bytes(self._flags).translate(_SHADOWED)
+        self._flags[:] = bytes(self._flags).translate(_KEPT)
+
+    # Watched frames
+
+    def watch(self, frame: int, changes: Callable[[], None]) -> None:
+        super().watch(frame, changes)
+        self._mark(frame, WATCHED)
+
+    def unwatch(self, frame: int, changes: Callable[[], None]) -> None:
+        super().unwatch(frame, changes)
+        if frame not in self.watchers:
+            self._flags[frame] = int(self._flags[frame]) & ~WATCHED
+
+    def changes(self, first: int, last: int) -> None:
+        super().changes(first, last)
+        for frame in range(first, last + 1):
+            self._flags[frame] = int(self._flags[frame]) & ~WATCHED
+
+    def _mark(self, frame: int, flag: int) -> None:
+        """Writes to the frame are seen to from now on."""
+        flags = int(self._flags[frame])
+        if flags & WRITABLE:
+            self.forget_all_translations()
+        self._flags[frame] = flags & ~WRITABLE | flag
 
     # Shadows
 
@@ -155,9 +187,7 @@ class Native(Derived):
         memoryview(listed).cast("B").cast("Q")[: len(shadows) + 1] = memoryview(array("Q", [len(shadows), *shadows]))
         self._lists[frame] = listed, shadows, retire
         self._listed[frame] = host_address(listed)
-        if flags & WRITABLE:
-            self.forget_all_translations()
-        self._flags[frame] = flags & ~WRITABLE | SHADOWED
+        self._mark(frame, SHADOWED)
         return True
 
     def _clear_shadows(self, frame: int, place: int, length: int) -> None:
@@ -192,6 +222,7 @@ class Native(Derived):
 
     def make_plain(self, frame: int) -> None:
         """Nothing is derived from the frame, and no TLB holds it."""
+        self.changes(frame, frame)
         if frame in self._lists:
             self._lists[frame][2]()
         flags = int(self._flags[frame])

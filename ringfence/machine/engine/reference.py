@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ringfence.isa import ieee754, pmp, tlb, trap
+from ringfence.isa.csr import csr_write
 from ringfence.isa.paging import ACCESS_FAULT, MISALIGNED, Access, translate
 from ringfence.isa.spec import Insn, decode
 from ringfence.isa.trap import Cause, M, S, Status
@@ -31,6 +32,7 @@ _MPRV, _SUM_MXR = 1 << Status.MPRV, 1 << Status.SUM | 1 << Status.MXR
 _SATP, _SOFTWARE_TLB = _INDEX["satp"], _INDEX["software_tlb"]
 _TLB = slice(_INDEX["tlb_tag"], _INDEX["tlb_pte"] + FIELDS["tlb_pte"].count)
 _NONE = (1 << 64) - 1
+MSTATUS = 0x300
 WIDTHS = {"csr": 12, "rm": 3}
 
 
@@ -165,6 +167,15 @@ class Known:
         """What its entry for a page says; there is one."""
         self._words, self._hart = hart.words, hart
         return value_of(self.element("tlb_pte", tlb.find(self, Int(va))))  # type: ignore[arg-type]
+
+    def write_csrs(self, hart: Hart, values: Sequence[tuple[int, int]]) -> None:
+        """(number, value) of each, as a write in M-mode sets it; mstatus last, which others make dirty."""
+        self._words, self._hart = hart.words, hart
+        status = dict(values).get(MSTATUS, hart.mstatus)
+        for number, value in values:
+            csr_write(self, Int(number), Int(value))  # type: ignore[arg-type]
+        if values:
+            csr_write(self, Int(MSTATUS), Int(status))  # type: ignore[arg-type]
 
     def permission(self, hart: Hart, pa: int, size: int, machine: bool) -> int:
         """What physical memory protection grants to an access that counts as M's, or not."""
@@ -364,9 +375,10 @@ class Known:
         assert isinstance(value, Int)
         pa = self._atomic(va, value.width, Access.STORE)
         held = self._words[_RESERVATION] == pa & ~63
-        self._words[_RESERVATION] = _NONE
         if held:
             self._computer.bus.write(pa, value.width >> 3, value.value)
+        self._words[_RESERVATION] = _NONE  # last: the write may be a VM-fault, and be tried again
+        if held:
             self._accessed(va.value, value.width >> 3, WRITE)  # type: ignore[attr-defined]
         return Int(0 if held else 1)
 
@@ -428,6 +440,18 @@ class Known:
         if not (hart.mip | hart.lines) & hart.mie:
             hart.waiting = 1
         self._check = True
+
+    def launch(self, pa: Word) -> None:
+        assert self._computer.virtualizer is not None
+        try:
+            self._computer.virtualizer.launch(self._hart, value_of(pa))
+        except AccessFault:
+            raise Trap(Cause.STORE_ACCESS, value_of(pa)) from None
+        self._check = True
+
+    def end(self, vmid: Word) -> None:
+        assert self._computer.virtualizer is not None
+        self._computer.virtualizer.end(value_of(vmid))
 
     def timer(self) -> None:
         self._computer.timer(self._hart)

@@ -204,27 +204,29 @@ class Deprivileged:
         self._satp[root := self._root(hart)] = words[_SATP]
         lent[_SATP] = root
         launch = self._host.engine.launch
-        while True:
-            trapped = launch(real, clock, offset, deadline)
-            if not own:  # what the virtual hart's monitor told of its modes has come about without us
-                words[_SATP] = self._satp.get(lent[_SATP], words[_SATP])
-                words[_MSTATUS] = words[_MSTATUS] & ~_FS | lent[_MSTATUS] & _FS
-            if trapped is None:
-                break
-            if trapped.cause == SPACE:
-                if not own or _mixed(hart):
+        try:
+            while True:
+                trapped = launch(real, clock, offset, deadline)
+                if not own:  # what the virtual hart's monitor told of its modes has come about without us
+                    words[_SATP] = self._satp.get(lent[_SATP], words[_SATP])
+                    words[_MSTATUS] = words[_MSTATUS] & ~_FS | lent[_MSTATUS] & _FS
+                if trapped is None:
                     break
-                lent[_SATP] = root = self._root(hart)
-                self._host.engine.space(real, root)
-                continue
-            if not self._answer(hart, trapped):
-                break
-            self._satp[root := self._root(hart)] = words[_SATP]
-            lent[_SATP] = root
-        words[_REGISTERS] = lent[_REGISTERS]
-        words[_FLOAT] = lent[_FLOAT]
-        if lent[_RESERVATION] != reserved:
-            words[_RESERVATION] = self._virtual_granule(lent[_RESERVATION])
+                if trapped.cause == SPACE:
+                    if not own or _mixed(hart):
+                        break
+                    lent[_SATP] = root = self._root(hart)
+                    self._host.engine.space(real, root)
+                    continue
+                if not self._answer(hart, trapped):
+                    break
+                self._satp[root := self._root(hart)] = words[_SATP]
+                lent[_SATP] = root
+        finally:  # f's answer may be missing (machine.virtualizer.VmFault)
+            words[_REGISTERS] = lent[_REGISTERS]
+            words[_FLOAT] = lent[_FLOAT]
+            if lent[_RESERVATION] != reserved:
+                words[_RESERVATION] = self._virtual_granule(lent[_RESERVATION])
         return trapped
 
     def _lies(self, at: int) -> tuple[int, int, int] | None:
