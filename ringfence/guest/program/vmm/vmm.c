@@ -334,7 +334,7 @@ void vmm_main(const void *given)
         struct machine_below *first = NULL;
         bool all_idle = true;
 
-        if (crash == level && rounds == 64)
+        if (crash == level && rounds == 4)
             go_mad();
         for (u32 n = 0; n < count; n++) {
             struct machine_below *m = &machines[n];
