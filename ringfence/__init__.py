@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ringfence.errors import ConsoleError, MachineError, NotBootable, RingfenceError
     from ringfence.guest.image import Image, Store
     from ringfence.guest.loader import load
-    from ringfence.guest.program import CORRAL
+    from ringfence.guest.program import CORRAL, VMM
     from ringfence.isa.spec import disassemble
     from ringfence.machine.board import GiB, MiB, Virt, virt
     from ringfence.machine.console import Console
@@ -38,7 +38,7 @@ _WHERE = {
     "ringfence.errors": ("ConsoleError", "MachineError", "NotBootable", "RingfenceError"),
     "ringfence.guest.image": ("Image", "Store"),
     "ringfence.guest.loader": ("load",),
-    "ringfence.guest.program": ("CORRAL",),
+    "ringfence.guest.program": ("CORRAL", "VMM"),
     "ringfence.isa.spec": ("disassemble",),
     "ringfence.machine.board": ("GiB", "MiB", "Virt", "virt"),
     "ringfence.machine.console": ("Console",),
@@ -54,6 +54,7 @@ _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
     "CORRAL",
+    "VMM",
     "Break",
     "Budget",
     "Console",

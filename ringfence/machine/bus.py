@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from ringfence.machine.device.device import AccessFault, Device
-from ringfence.machine.memory import Ram
+from ringfence.machine.memory import EXECUTE, Ram
 
 
 class Rom(Device):
@@ -68,7 +68,7 @@ class Bus:
         ram = self.ram
         at = pa - ram.base
         if 0 <= at <= ram.size - 2:
-            return int.from_bytes(ram.peek(at, 2), "little")
+            return int.from_bytes(ram.peek(at, 2, EXECUTE), "little")
         device, offset = self._find(pa, 2)
         if not isinstance(device, Rom):
             raise AccessFault

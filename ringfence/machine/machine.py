@@ -428,7 +428,6 @@ class Computer:
                 if self.at_check_point:  # an interrupt was taken, a step that ends at one; or `run` is wanted
                     continue
             hart = harts[self.current]
-            exact = end - clock.steps <= last
             if self.current == stepping:
                 end = clock.steps + 1
             elif self.breakpoints and not hart.launched and hart.pc in self.breakpoints:
@@ -438,6 +437,7 @@ class Computer:
                     return Break(clock.steps, self.current, hart.pc)
                 self.at_check_point = self.reference.step(hart)
                 continue
+            exact = end - clock.steps <= last
             if exact and not hart.launched:
                 self.at_check_point = self.reference.step(hart)
             else:

@@ -154,7 +154,7 @@ class F:
         memory.
         """
         for at, table in zip(range(0, self.size, 1 << 30), self._entries(self.root), strict=False):
-            if not table & V:
+            if not table & V or table & (R | X):
                 continue
             for n, entry in enumerate(self._entries((table >> 10 & PPN) * FRAME - self.host.base)):
                 first = at + n * SUPERPAGE
@@ -171,10 +171,12 @@ class F:
         while True:
             entry = self._entries(table + (slot * 8 & -FRAME))[slot & 511]
             to = (entry >> 10 & PPN) * FRAME - self.host.base
-            if not entry & V:
+            if not entry & V or (table == self.root and entry & (R | X)):
                 return None
             if entry & (R | X):
                 return to + (at & inside)
+            if inside < FRAME:  # no leaf at the last level
+                return None
             table, slot, inside = to, (at & inside) * 512 // (inside + 1), inside >> 9
 
     def _entries(self, table: int) -> array[int]:
@@ -332,16 +334,12 @@ class GuestRam(Ram):
         nothing = bytes(FRAME)
         there = {at + n: size for at, _, _, size in self.f.pages() for n in range(0, size, FRAME)}
         for at in sorted({*there, *self.absent}):
-            if (look := self.absent.get(at)) is not None:
-                data = look()
-            else:
-                data = os.pread(self.fd, FRAME, self.place(at))
-            if data != nothing:
+            if (data := self.look(at)) != nothing:
                 yield at >> 12, data
 
     def look(self, at: int) -> bytes:
         if place := self._places[at >> 12] & -FRAME:
-            return self.map[place : place + FRAME]
+            return os.pread(self.fd, FRAME, place)
         if (absent := self.absent.get(at)) is not None:
             return absent()
         to = self.f.find(at)

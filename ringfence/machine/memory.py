@@ -68,14 +68,14 @@ class Ram:
         """(place, length) of the pieces of `length` bytes at offset `at`."""
         yield at, length
 
-    def peek(self, at: int, length: int) -> bytes:
+    def peek(self, at: int, length: int, right: int = READ) -> bytes:
         """Bytes at offset `at`, all in one frame."""
-        place = self.place(at)
+        place = self.place(at, right)
         return self.map[place : place + length]
 
     def look(self, at: int) -> bytes:
         """The frame at offset `at`, wherever it is now; that stays as it is."""
-        return self.map[at : at + FRAME]
+        return os.pread(self.fd, FRAME, at)  # a map would take memory for a frame that was never written
 
     def read(self, pa: int, length: int) -> bytes:
         return b"".join(self.map[at : at + n] for at, n in self.places(self.offset(pa, length), length))

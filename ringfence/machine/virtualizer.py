@@ -7,11 +7,14 @@ turn, each in memory that it has by f, and a VM-fault goes to the machine whose 
 
 from __future__ import annotations
 
+import os
+from array import array
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from enum import IntEnum
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ringfence.errors import RingfenceError
 from ringfence.isa.csr import CSRS
@@ -25,10 +28,7 @@ from ringfence.machine.exit import Budget, Exit, Idle, PowerOff, Stopped
 from ringfence.machine.hart import FIELDS, SIZE, Hart
 from ringfence.machine.machine import CHECK_SPAN
 from ringfence.machine.map import ROOT, F, GuestRam
-from ringfence.machine.memory import FRAME, Ram
-
-if TYPE_CHECKING:
-    from array import array
+from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
 
 MODE = 8
 """Of f: Sv39x4."""
@@ -95,7 +95,8 @@ class _Map(F):
         return to
 
     def _entries(self, table: int) -> array[int]:
-        return super()._entries(self.inside(table, FRAME))
+        """Who only looks finds nothing outside memory."""
+        return super()._entries(table) if 0 <= table <= self.host.size - FRAME else array("Q", bytes(FRAME))
 
     def tables(self, at: int) -> list[tuple[int, int, int]]:
         """(offset in the host, first offset that it maps, how many bytes) of each table on the way of `at`."""
@@ -143,6 +144,12 @@ class LaunchedRam(GuestRam):
         frame = self.host.place(table) // FRAME
         self._watched[table] = frame, changes
         self.derived.watch(frame, changes)
+
+    def look(self, at: int) -> bytes:
+        for right in (READ, WRITE, EXECUTE):
+            with suppress(VmFault):
+                return os.pread(self.fd, FRAME, self.place(at, right))
+        return bytes(FRAME)
 
     def moved(self, at: int, length: int) -> None:
         if any(at <= table < at + length for table in self._watched):

@@ -35,7 +35,7 @@ from ringfence.machine.device.device import AccessFault
 from ringfence.machine.engine.reference import Known, Trap, value_of
 from ringfence.machine.hart import Hart
 from ringfence.machine.map import GuestRam
-from ringfence.machine.memory import FRAME, Ram
+from ringfence.machine.memory import FRAME, READ, Ram
 from ringfence.monitor.technique.shadow import Shadows, Table
 from ringfence.monitor.vm import VirtualMachine
 from ringfence.word import Int, Word
@@ -142,7 +142,7 @@ class Beside(Ram):
             self.host = Beside(ram.host)
             self.f = ram.f.seen(self.host)
 
-    def peek(self, at: int, length: int) -> bytes:
+    def peek(self, at: int, length: int, right: int = READ) -> bytes:
         first = at & -FRAME
         if first not in self._frames:
             self._frames[first] = self._frame(first)

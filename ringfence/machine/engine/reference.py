@@ -16,7 +16,7 @@ from ringfence.isa.trap import Cause, M, S, Status
 from ringfence.machine.device.device import AccessFault
 from ringfence.machine.hart import FIELDS, Hart
 from ringfence.machine.launch import Trapped, user_hart
-from ringfence.machine.memory import Ram
+from ringfence.machine.memory import EXECUTE, Ram
 from ringfence.machine.stops import READ, WRITE
 from ringfence.word import Int, Word
 
@@ -218,7 +218,7 @@ class Known:
             pa, machine = self._physical(pc, Access.FETCH)
             at = pa - self._computer.ram.base
             if 0 <= at <= self._computer.ram.size - 4 and self._permission(pa, 4, machine) & pmp.X:
-                return int.from_bytes(self._computer.ram.peek(at, 4), "little")
+                return int.from_bytes(self._computer.ram.peek(at, 4, EXECUTE), "little")
         bits = self._fetch_half(pc)
         if bits & 3 == 3:
             bits |= self._fetch_half(pc + 2 & _NONE) << 16

@@ -25,6 +25,7 @@ static u64 base, size, initrd, initrd_size, tree_size, harts, level, crash;
 static const u8 *tree;
 static struct machine_below machines[2];
 static u32 count;
+static u64 now;  // the time that machines have taken, a step a nanosecond, or that has passed while all waited
 
 void vprintf(const char *text, va_list args)
 {
@@ -214,6 +215,7 @@ static void power_on(struct machine_below *m)
     block->memory = m->size;
     block->harts = harts;
     block->flags = XHV_START | XHV_FIRMWARE | m->console;
+    m->steps = 0;
     m->on = true;
 }
 
@@ -253,7 +255,7 @@ static void give(struct machine_below *m, u64 offset)
     m->middle[first >> 21] = (m->area + first) / PAGE << 10 | LEAF;
 }
 
-// The dispatcher: whose turn it is, and for how long.
+// The dispatcher: whose turn it is, and for how long. For a machine that waits time passes while others run.
 
 static u32 running(void)
 {
@@ -264,13 +266,17 @@ static u32 running(void)
     return found;
 }
 
-static void run(struct machine_below *m, u64 idle)
+static void run(struct machine_below *m)
 {
     struct block *block = m->block;
+    bool alone = running() == 1;
 
-    block->budget = running() > 1 ? QUANTUM : 0;
-    block->idle = idle;
+    block->budget = alone ? 0 : QUANTUM;
+    block->idle = alone ? FOREVER : now - m->left;
     vmrun(block);
+    now += block->steps - m->steps;
+    m->steps = block->steps;
+    m->left = now;
     m->slices++;
     switch (block->cause) {
     case FAULT:
@@ -293,6 +299,16 @@ static void run(struct machine_below *m, u64 idle)
         m->status = 1;
         say("%s cannot run: cause %lu at %lx", m->name, block->cause, block->address);
     }
+}
+
+// All wait for good but for what is typed: the first has the console, and our hart waits where it does.
+static void wait_for_input(void)
+{
+    struct block *block = machines[0].block;
+
+    block->budget = 0;
+    block->idle = FOREVER;
+    vmrun(block);
 }
 
 // What a monitor is like that has lost its mind: all of its memory is written, itself too.
@@ -331,8 +347,6 @@ void vmm_main(const void *given)
 
     for (u64 rounds = 0; running(); rounds++) {
         u64 soonest = FOREVER;
-        struct machine_below *first = NULL;
-        bool all_idle = true;
 
         if (crash == level && rounds == 4)
             go_mad();
@@ -341,15 +355,16 @@ void vmm_main(const void *given)
 
             if (!m->on)
                 continue;
-            run(m, running() > 1 ? 0 : FOREVER);
-            all_idle = all_idle && m->on && m->block->cause == IDLE;
-            if (m->on && m->block->cause == IDLE && (!first || m->block->wake < soonest)) {
+            run(m);
+            if (m->on && m->block->cause != IDLE)
+                soonest = 0;
+            else if (m->on && m->block->wake < soonest)
                 soonest = m->block->wake;
-                first = m;
-            }
         }
-        if (all_idle && first)
-            run(first, soonest);
+        if (soonest != FOREVER)
+            now += soonest;
+        else if (running() > 1)  // input alone can wake one: it is for the first
+            wait_for_input();
     }
     power_off_with(machines[0].status);
 }

@@ -33,6 +33,7 @@ struct machine_below {
     u64 console;         // XHV_CONSOLE, or 0
     bool again;          // it is a monitor like this one, with a machine less below it
     bool on;
+    u64 steps, left;     // of its own; and when it was left last
     u64 slices, faults;
     u8 status;
 };
