@@ -4,7 +4,10 @@ Machine Research" (1974).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ringfence.machine.board import Virt
+from ringfence.machine.machine import Computer
 from ringfence.monitor.technique.trap import Deprivileged
 from ringfence.monitor.vm import VirtualMachine
 
@@ -63,4 +66,16 @@ def lines(machine: Virt) -> list[str]:
         for source, rows in stats(vm).items():
             counts = ", ".join(f"{what} {count:,}" for what, count in rows.items() if count) or "none"
             told.append(f"  {source:<36}{counts}")
-    return told
+    return [*told, *_launched(machine, machine.path if isinstance(machine, VirtualMachine) else "")]
+
+
+def _launched(machine: Computer, path: str) -> Iterator[str]:
+    """The machines that a monitor that is a guest has launched, by number, and those on them."""
+    if machine.virtualizer is None or not machine.launched:
+        return
+    exits = ", ".join(f"{cause.name.lower()} {count:,}" for cause, count in sorted(machine.virtualizer.exits.items()))
+    yield f"{path or 'the bare machine'}: its monitor was entered for: {exits or 'nothing'}"
+    for number, inner in sorted(machine.launched.items()):
+        name = f"{path}/{number}"
+        yield f"{name} (launched): {inner.steps:,} steps"
+        yield from _launched(inner, name)

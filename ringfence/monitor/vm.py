@@ -122,7 +122,7 @@ class VirtualMachine(Virt):
             self.control.scheduler.leave()
         else:
             self.wanted = True
-            self.engine.kick()
+            self.kick()
 
     def feed(self, deliver: Callable[[], None]) -> None:
         super().feed(deliver)
