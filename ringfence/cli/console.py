@@ -95,9 +95,15 @@ class Input:
     every byte as it is."""
 
     def __init__(
-        self, fd: int, *, raw: bool, at_end: bytes, literal: bool = False, on_next: Callable[[], None] | None = None
+        self,
+        fd: int,
+        *,
+        raw: bool,
+        at_end: bytes,
+        literal: bool = False,
+        on_next: Callable[[bytes], None] | None = None,
     ) -> None:
-        """`on_next`: what Ctrl-a n does."""
+        """`on_next`: what Ctrl-a n does, with the keys that came before it."""
         self.fd, self.raw, self.literal, self.on_next = fd, raw, literal, on_next
         self.open = True
         self.ended_by_user = False
@@ -154,7 +160,8 @@ class Input:
                 elif key in b"xX":
                     self.ended_by_user = True
                 elif key in b"nN" and self.on_next is not None:
-                    self.on_next()
+                    self.on_next(bytes(passed))
+                    passed.clear()
                 elif key in b"hH?":
                     os.write(2, (HELP + (HELP_NEXT if self.on_next is not None else "")).encode())
             elif key == ESCAPE:

@@ -83,7 +83,7 @@ def pull(name: str, mirror: str | None, keyring: str | None, update: bool) -> No
 @image.command()
 @click.argument("name")
 def path(name: str) -> None:
-    """Print where the image NAME is: a directory; for the one that is built in, its file."""
+    """Print where the image NAME is. That is a directory; for the one that is built in, a file."""
     from ringfence.guest.image import Store
 
     click.echo(CORRAL if name == EMBEDDED else Store().path(name))

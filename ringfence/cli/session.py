@@ -1,7 +1,7 @@
-"""One run of a machine from the command line: who runs, who watches, and how it ends.
+"""Runs of guests from the command line: who runs, who watches, and how it ends.
 
-The machine runs in a thread of its own; the main thread has input, signals and the wall clock. The machine is looked
-into only by its own thread, when it has stopped: the watch is asked then whether the guest is still alive.
+Guests run in a thread of their own; the main thread has input, signals and the wall clock. A machine is looked into
+only by its own thread, when it has stopped: the watch is asked then whether the guest is still alive.
 """
 
 from __future__ import annotations
@@ -9,145 +9,155 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import partial
-from math import inf
 from typing import TYPE_CHECKING
 
 from ringfence.cli import OURS, PIPE, discard_output
 from ringfence.cli.console import READ_AHEAD, Input, Output, Terminal, report
+from ringfence.cli.watch import PANIC, TIME_LIMIT, Ending, Limits, Watch, describe
 from ringfence.errors import RingfenceError
-from ringfence.isa.trap import M, S, Status, U
 from ringfence.machine.device.uart16550 import IER_RDA
 from ringfence.machine.exit import Deadline, Idle, PowerOff
 
 if TYPE_CHECKING:
     from ringfence.machine.board import Virt
     from ringfence.machine.gdb import Debugger
-    from ringfence.machine.hart import Hart
+    from ringfence.monitor.monitor import Monitor
 
-TIME_LIMIT, PANIC = 124, 132
 TICK = 0.25
 """Seconds between looks at a running machine."""
 JOIN = 2.0
 LAST_LINES = 12
-PANIC_LINES = re.compile(r"(\[[ \d.]+\] *)?(---\[ end Kernel panic - not syncing|panic: )")
-"""What kernels print last before they stop for good: Linux; xv6 and its relatives."""
-PANIC_NS = 50_000_000
-PANIC_LOOKS = 3
-SILENT_STEPS = 1_000_000_000
-LOOP_LOOKS = 3
-HANDLER_START = 64
-"""Bytes of a trap handler in which no trap can be taken again: the state that the first one left is not saved yet."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Seconds: of guest time, of real time, and of guest time without a byte of output (0: no limit)."""
+class Session(ABC):
+    """Runs what is on `machine` to its end, with the keyboard at `terminal`."""
 
-    guest: float | None
-    wall: float | None
-    silence: float
-    silence_asked: float = 0
-    """`silence` from where the guest has asked for its input."""
-    patience: float = inf
-    """Seconds of real time without a byte of output: a guest that resets itself for ever takes few steps."""
+    def __init__(
+        self,
+        machine: Virt | Monitor,
+        terminal: Terminal,
+        keyboard: Input,
+        outputs: Sequence[Output],
+        *,
+        wall: float | None,
+    ) -> None:
+        """`wall`: the most seconds of real time."""
+        self.machine, self.terminal, self.keyboard = machine, terminal, keyboard
+        self.outputs, self.wall = outputs, wall
+        self.over = False
+        self.input_over = False
+        """The end of input has come, and all that was before it is the guests'."""
+        self.fed = threading.Event()
+        """For the machine's thread, where it waits: there is something new."""
+        self._ending: Ending | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    @abstractmethod
+    def listener(self) -> Virt | None:
+        """Whose input the keyboard's is; None: nobody takes any yet."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """What is done before the machine runs, with the terminal set up."""
+
+    @abstractmethod
+    def work(self) -> Ending | None:
+        """Run, in the machine's thread, until there is a reason to end or it is `over`."""
+
+    @abstractmethod
+    def where(self) -> list[str]:
+        """Where the harts stand: lines."""
+
+    @abstractmethod
+    def tell(self, ending: Ending, seconds: float) -> None:
+        """Say why it has ended, after so long in real time; the terminal is as it was."""
+
+    def run(self) -> int:
+        """The exit status, after everything that is to be said was said."""
+        started = time.monotonic()
+        thread = threading.Thread(target=self._work, name="ringfence-machine", daemon=True)
+        with self.terminal:
+            self.begin()
+            thread.start()
+            ending = self._serve(thread, started)
+            self.over = True
+            self.machine.stop()
+            self.fed.set()
+            thread.join(JOIN)
+        if self._failure is not None:
+            if not isinstance(self._failure, RingfenceError):
+                report("\n".join(["ringfence: the machine's state when this happened", *self.where()]))
+            raise self._failure
+        if self._ending is not None:  # it was quicker than we
+            ending = self._unwritable() or self._ending
+        self.tell(ending, time.monotonic() - started)
+        if thread.is_alive():  # it cannot be waited for: nobody takes its output
+            os._exit(ending.status)
+        return ending.status
+
+    def give(self, data: bytes) -> None:
+        """What was typed is the listener's."""
+        if data and (listener := self.listener) is not None:
+            listener.feed(partial(listener.uart.receive, data))
+        self.input_over = not self.keyboard.open
+        self.fed.set()
+
+    def _serve(self, thread: threading.Thread, started: float) -> Ending:
+        """Input, signals and time, in the main thread, until there is a reason to end."""
+        terminal, keyboard = self.terminal, self.keyboard
+        tick = time.monotonic() + TICK
+        while True:
+            if self._ending is not None or self._failure is not None or not thread.is_alive():
+                return self._ending or Ending(OURS, "failure")
+            if terminal.signal is not None:
+                return Ending(128 + terminal.signal, signal.Signals(terminal.signal).name)
+            if keyboard.ended_by_user:
+                return Ending(0, "user")
+            if ending := self._unwritable():
+                return ending
+            if keyboard.raw and not keyboard.open:  # a raw terminal's input ends only with the terminal
+                return Ending(128 + signal.SIGHUP, "terminal-closed")
+            now = time.monotonic()
+            if self.wall is not None and now - started >= self.wall:
+                return Ending(TIME_LIMIT, "wall-timeout", f"the time limit of {self.wall:g} seconds is over")
+            if now >= tick:
+                tick = now + TICK
+                self.machine.stop()
+            listener = self.listener
+            wanted = keyboard.open and listener is not None and len(listener.uart.waiting) < READ_AHEAD
+            wait = tick - now if self.wall is None else min(tick - now, started + self.wall - now)
+            if terminal.wait(keyboard.fd if wanted else None, max(wait, 0)):
+                self.give(keyboard.read())
+
+    def _unwritable(self) -> Ending | None:
+        error = next((output.error for output in self.outputs if output.error is not None), None)
+        if error is None:
+            return None
+        if error.errno == errno.EPIPE:
+            discard_output()
+            return Ending(PIPE, "output-closed")
+        if error.errno == errno.EIO:
+            return Ending(128 + signal.SIGHUP, "terminal-closed")
+        return Ending(OURS, "output", f"the console's output cannot be written: {error.strerror}")
+
+    def _work(self) -> None:
+        try:
+            self._ending = self.work()
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self.terminal.wake()
 
 
-@dataclass(frozen=True)
-class Ending:
-    """Why it is over. Without a `sentence` there is nothing to say."""
-
-    status: int
-    reason: str
-    sentence: str = ""
-
-
-class Watch:
-    """Tells whether a guest is dead. Asked where the machine has stopped between two instructions."""
-
-    def __init__(self, board: Virt, output: Output, limits: Limits) -> None:
-        self.board, self.output = board, output
-        self.silence, self.patience = limits.silence, limits.patience
-        self._since = time.monotonic()
-        self._panic: tuple[int, int] | None = None  # bytes of output, guest time
-        self._looks = 0
-        self._loop: list[tuple[int, ...] | None] = []
-        self._loop_looks = 0
-
-    def verdict(self) -> Ending | None:
-        """132 for a guest that cannot go on, as far as its machine's state shows it, or that has told so."""
-        running = [hart for hart in self.board.harts if not hart.stopped]
-        if running and self._traps_for_ever(running):
-            return Ending(PANIC, "dead", "the guest is dead: its trap handler faults at its own start, again and again")
-        if self._silent():
-            return Ending(
-                PANIC,
-                "silent",
-                f"the guest has printed nothing in {self.silence:g} seconds of its time (--silence 0 waits on)",
-            )
-        if self._panicked(running):
-            return Ending(PANIC, "panic", "the guest panicked")
-        return None
-
-    def silent_until(self) -> int | None:
-        """The guest time (ns) at which silence ends it, where that is the same in every run."""
-        timed = self.silence and not self.output.count and self.board.clock.source == "virtual"
-        return int(self.silence * 1e9) if timed else None
-
-    def _silent(self) -> bool:
-        if self.output.count or not self.silence:
-            return False
-        board = self.board
-        if time.monotonic() - self._since >= self.patience:
-            return True
-        # By the host's clock a slow engine may not have got far.
-        busy = board.clock.source == "host" and not all(h.waiting or h.stopped for h in board.harts)
-        return board.clock.now() >= self.silence * 1e9 and not (busy and board.steps < SILENT_STEPS)
-
-    def _traps_for_ever(self, running: list[Hart]) -> bool:
-        """Every hart takes the same trap from the start of its handler, at each of some looks."""
-        loop = [_trap_at_start(hart) for hart in running]
-        self._loop_looks = self._loop_looks + 1 if loop == self._loop and None not in loop else 0
-        self._loop = loop
-        return self._loop_looks >= LOOP_LOOKS
-
-    def _panicked(self, running: list[Hart]) -> bool:
-        """The last line says so, and since then, in some time, nothing was printed and nothing but kernels ran."""
-        last = self.output.lines(1)
-        if not last or not PANIC_LINES.match(last[0]) or any(hart.priv == U for hart in running):
-            self._panic = None
-            return False
-        if self._panic is None or self._panic[0] != self.output.count:
-            self._panic = self.output.count, self.board.clock.now()
-            self._looks = 0
-            return False
-        self._looks += 1
-        return self._looks >= PANIC_LOOKS and self.board.clock.now() - self._panic[1] >= PANIC_NS
-
-
-def _trap_at_start(hart: Hart) -> tuple[int, ...] | None:
-    """The exception that was taken at the start of the very handler that it led to, where the hart is on that way."""
-
-    def found(vector: int, epc: int, cause: int, at: int) -> tuple[int, ...] | None:
-        start = vector & ~3
-        return (start, epc, cause) if start <= at <= epc < start + HANDLER_START and not cause >> 63 else None
-
-    # Firmware may be what hands the supervisor its traps.
-    through = hart.priv == M and hart.mstatus >> Status.MPP & 3 == S
-    if (hart.priv == S or through) and (
-        loop := found(hart.stvec, hart.sepc, hart.scause, hart.mepc if through else hart.pc)
-    ):
-        return loop
-    return found(hart.mtvec, hart.mepc, hart.mcause, hart.pc) if hart.priv == M else None
-
-
-class Session:
-    """Runs `board` to its end, with the console at `terminal`."""
+class Alone(Session):
+    """One guest, `board`, with the terminal as its console."""
 
     def __init__(
         self,
@@ -161,106 +171,38 @@ class Session:
         as_json: bool,
         debugger: Debugger | None = None,
     ) -> None:
-        self.board, self.terminal, self.keyboard, self.output = board, terminal, keyboard, output
-        self.limits, self.as_json = limits, as_json
+        super().__init__(board, terminal, keyboard, [output], wall=limits.wall)
+        self.board, self.output, self.limits, self.as_json = board, output, limits, as_json
         self.watch = Watch(board, output, limits)
         self._until = None if limits.guest is None else int(limits.guest * 1e9)
-        self._ending: Ending | None = None
-        self._failure: BaseException | None = None
-        self._over = False
-        self._input_over = False
         self._early = b""
         self._asks = asks
         self._debugger = debugger
-        self._fed = threading.Event()
 
-    def run(self) -> int:
-        """The exit status, after everything that is to be said was said."""
-        started = time.monotonic()
-        machine = threading.Thread(target=self._work, name="ringfence-machine", daemon=True)
-        with self.terminal:
-            # What is there already is the guest's at one and the same step each time.
-            self._early = self.keyboard.waiting()
-            if self._asks:
-                self.output.when_ready = self._ready
-            else:
-                self._ready()
-            machine.start()
-            ending = self._serve(machine, started)
-            self._over = True
-            self.board.stop()
-            self._fed.set()
-            machine.join(JOIN)
-        if self._failure is not None and not isinstance(self._failure, RingfenceError):
-            report("\n".join(["ringfence: the machine's state when this happened", *self._where()]))
-        if self._failure is not None:
-            raise self._failure
-        ending = self._ending or ending
-        if self.output.error is not None and self._ending is not None:  # it was quicker than we
-            ending = unwritable(self.output.error)
-        self._tell(ending, time.monotonic() - started)
-        if machine.is_alive():  # it cannot be waited for: nobody takes its output
-            os._exit(ending.status)
-        return ending.status
+    @property
+    def listener(self) -> Virt | None:
+        return None if self._asks else self.board
 
-    # The main thread
-
-    def _serve(self, machine: threading.Thread, started: float) -> Ending:
-        """Input, signals and time, until there is a reason to end."""
-        terminal, keyboard = self.terminal, self.keyboard
-        tick = time.monotonic() + TICK
-        while True:
-            if self._ending is not None or self._failure is not None or not machine.is_alive():
-                return self._ending or Ending(OURS, "failure")
-            if terminal.signal is not None:
-                return Ending(128 + terminal.signal, signal.Signals(terminal.signal).name)
-            if keyboard.ended_by_user:
-                if self.output.count:
-                    report("")  # whatever comes next begins a line
-                return Ending(0, "user")
-            if self.output.error is not None:
-                return unwritable(self.output.error)
-            if keyboard.raw and not keyboard.open:  # a raw terminal's input ends only with the terminal
-                return Ending(128 + signal.SIGHUP, "terminal-closed")
-            now = time.monotonic()
-            if self.limits.wall is not None and now - started >= self.limits.wall:
-                return Ending(TIME_LIMIT, "wall-timeout", f"the time limit of {self.limits.wall:g} seconds is over")
-            if now >= tick:
-                tick = now + TICK
-                self.board.stop()
-            wanted = keyboard.open and not self._asks and len(self.board.uart.waiting) < READ_AHEAD
-            wait = tick - now if self.limits.wall is None else min(tick - now, started + self.limits.wall - now)
-            if terminal.wait(keyboard.fd if wanted else None, max(wait, 0)):
-                self._give(keyboard.read())
+    def begin(self) -> None:
+        # What is there already is the guest's at one and the same step each time.
+        self._early = self.keyboard.waiting()
+        if self._asks:
+            self.output.when_ready = self._ready
+        else:
+            self._ready()
 
     def _ready(self) -> None:
         if self._asks:
             self._asks = False
             self.watch.silence = self.limits.silence_asked
         self.board.uart.receive(self._early)
-        self._input_over = not self.keyboard.open
+        self.input_over = not self.keyboard.open
         self.terminal.wake()
 
-    def _give(self, data: bytes) -> None:
-        if data:
-            self.board.feed(partial(self.board.uart.receive, data))
-        self._input_over = not self.keyboard.open
-        self._fed.set()
-
-    # The machine's thread
-
-    def _work(self) -> None:
-        try:
-            self._ending = self._machine()
-        except BaseException as error:
-            self._failure = error
-        finally:
-            self.terminal.wake()
-
-    def _machine(self) -> Ending | None:
+    def work(self) -> Ending | None:
         board, debugger = self.board, self._debugger
-        while not self._over:
-            input_over = self._input_over
+        while not self.over:
+            input_over = self.input_over
             alone = debugger is None or not debugger.attached
             ends = (self._until, self.watch.silent_until() if alone else None)
             ended = (debugger or board).run(until=min((end for end in ends if end is not None), default=None))
@@ -280,18 +222,16 @@ class Session:
                     )
                 if input_over:
                     return Ending(TIME_LIMIT, "input-over", "the guest waits for input, and there is no more")
-                self._fed.wait(TICK if debugger is not None else None)
-                self._fed.clear()
+                self.fed.wait(TICK if debugger is not None else None)
+                self.fed.clear()
         return None
 
-    # The end
+    def where(self) -> list[str]:
+        return describe(self.board)
 
-    def _where(self) -> list[str]:
-        from ringfence.cli.run import describe
-
-        return [f"  {line}" for line in describe(self.board)]
-
-    def _tell(self, ending: Ending, seconds: float) -> None:
+    def tell(self, ending: Ending, seconds: float) -> None:
+        if ending.reason == "user" and self.output.count:
+            report("")  # whatever comes next begins a line
         if self.as_json:
             report(json.dumps(self._facts(ending, seconds)))
             return
@@ -301,7 +241,7 @@ class Session:
         if ending.status == PANIC and (last := self.output.lines(LAST_LINES)):
             lines += ["the last lines of its console:", *(f"  {line}" for line in last)]
         if ending.status in (PANIC, TIME_LIMIT):
-            lines += self._where()
+            lines += self.where()
         if self.terminal.raw and self.output.count:
             lines[0] = "\n" + lines[0]
         report("\n".join(lines))
@@ -328,12 +268,3 @@ class Session:
                 for h in board.harts
             ],
         }
-
-
-def unwritable(error: OSError) -> Ending:
-    if error.errno == errno.EPIPE:
-        discard_output()
-        return Ending(PIPE, "output-closed")
-    if error.errno == errno.EIO:
-        return Ending(128 + signal.SIGHUP, "terminal-closed")
-    return Ending(OURS, "output", f"the console's output cannot be written: {error.strerror}")

@@ -1,36 +1,62 @@
-"""A site: the machine and the guests that one file describes, and what they are given.
+"""A site: a machine and the guests on it, in a TOML file.
 
-    harts = 2                       # of the machine; memory = as much as the guests need, where it is not said
-    disks = ["base.img"]            # "base.img:ro" is only read
+    harts = 2                           # memory = what the guests need
+    disks = ["base.img:ro", "fs.img"]   # with :ro it is only read
 
     [guests.web]
-    image = "debian"                # or kernel, initrd, append, bios as `ringfence run` has them
-    memory = "256M"
-    share = 2                       # also: cap, reservation (fractions of a hart), resident, technique, harts, seed
+    image = "debian"
+    memory = "256M"                     # default: 512M
+    share = 2
     minidisks = [{ disk = 0, start = "0", size = "64M", mode = "cow" }]
 
-    [guests.outer.guests.inner]     # a monitor on a guest: `outer` runs no program of its own
+    [guests.xv6]
+    kernel = "xv6/kernel"
+    bios = "none"
+    minidisks = [{ disk = 1 }]          # all of it
+
+    [guests.outer.guests.inner]         # a monitor on the machine `outer`
     image = "corral"
 
-Paths are relative to the file.
+What a guest has:
+
+    image, command                  a command, a list of words, is run instead
+                                    of the image's shell
+    kernel, initrd, append, bios    instead of an image; as `ringfence run`
+    memory, harts, seed             as `ringfence run`
+    technique                       virtualizer or trap
+    share                           weighs against the others' shares of harts
+    cap, reservation                the most and the least that it gets of them,
+                                    in fractions of one hart
+    resident                        how much of its memory is never paged
+    minidisks                       its disks
+    guests                          of its own, instead of a program
+
+A minidisk is `size` bytes from `start` on, or all from there, of a disk of the machine that the guest is on. Its mode
+is rw (if none is said), ro, shared (others may write it too) or cow (copy on write, until the end).
+
+Memory of the machine that is less than the guests need is paged to the host's disk, of which `paging = "1G"` in the
+first lines is the most that it takes. A guest that needs more than there is then is stopped. The memory of a guest that
+has ended is the others'. Paths are relative to the file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import click
 import msgspec
 
-from ringfence.cli.run import DEEPEST, Memory, guest_of, open_disks
-from ringfence.errors import MachineError
-from ringfence.guest.loader import load
+from ringfence.cli.guest import guest_of, open_disks
+from ringfence.cli.options import DEEPEST, Memory
+from ringfence.errors import MachineError, RingfenceError
 from ringfence.machine.board import MiB, virt
 from ringfence.machine.clock import Source
 from ringfence.machine.device.uart16550 import ConsoleOut
+from ringfence.machine.device.virtio_blk import Disk
 from ringfence.monitor.monitor import Monitor, Technique, overhead
 from ringfence.monitor.vdevice.extent import Extent
 from ringfence.monitor.vm import VirtualMachine
@@ -42,7 +68,8 @@ Consoles = Callable[[str], ConsoleOut]
 class Minidisk(msgspec.Struct, forbid_unknown_fields=True):
     """An extent of a disk of the machine that the guest is on."""
 
-    size: str
+    size: str | None = None
+    """None: to the end of the disk."""
     disk: int = 0
     start: str = "0"
     mode: Literal["rw", "ro", "shared", "cow"] = "rw"
@@ -103,55 +130,85 @@ def build(
     machine = virt(memory, site.harts, disks=open_disks([_path(directory, disk) for disk in site.disks], stack))
     paging = None if site.paging is None else size(site.paging)
     monitor = Monitor(machine, paging=paging)
-    return monitor, list(_create(monitor, site.guests, directory, consoles, clock, DEEPEST))
+    guests = list(_create(monitor, site.guests, consoles, clock, DEEPEST))
+    for vm, guest in guests:
+        with _about(vm.path):
+            _load(vm, guest, directory)
+    return monitor, [vm for vm, _ in guests]
 
 
 def _create(
-    monitor: Monitor, guests: dict[str, Guest], directory: Path, consoles: Consoles, clock: Source, deepest: int
-) -> Iterator[VirtualMachine]:
+    monitor: Monitor, guests: dict[str, Guest], consoles: Consoles, clock: Source, deepest: int
+) -> Iterator[tuple[VirtualMachine, Guest]]:
+    """The machines that have programs."""
     if not deepest:
         raise MachineError(f"monitors are at most {DEEPEST} deep")
     for name, guest in guests.items():
-        disks = [
-            monitor.minidisk(Extent(size(disk.start), size(disk.size), disk.disk), mode=disk.mode)
-            for disk in guest.minidisks
-        ]
         path = f"{monitor.machine.path}/{name}" if isinstance(monitor.machine, VirtualMachine) else name
-        vm = monitor.create(
-            name,
-            _memory(guest),
-            guest.harts,
-            clock=clock,
-            seed=guest.seed,
-            console=None if guest.guests else consoles(path),
-            disks=disks,
-            resident=size(guest.resident),
-            share=guest.share,
-            cap=guest.cap,
-            reservation=guest.reservation,
-            technique=guest.technique,
-        )
+        with _about(path):
+            if guest.guests and (guest.image is not None or guest.kernel is not None or guest.bios is not None):
+                raise MachineError("it has guests of its own, so it runs no program beside their monitor")
+            vm = monitor.create(
+                name,
+                _memory(guest),
+                guest.harts,
+                clock=clock,
+                seed=guest.seed,
+                console=None if guest.guests else consoles(path),
+                disks=[
+                    monitor.minidisk(_extent(disk, monitor.machine.disks), mode=disk.mode) for disk in guest.minidisks
+                ],
+                resident=size(guest.resident),
+                share=guest.share,
+                cap=guest.cap,
+                reservation=guest.reservation,
+                technique=guest.technique,
+            )
+        vm.on_end = partial(_leave, vm)
         if guest.guests:
-            if guest.image is not None or guest.kernel is not None or guest.bios is not None:
-                raise MachineError(f"{path} has guests of its own, so it runs no program beside their monitor")
-            yield from _create(Monitor(vm), guest.guests, directory, consoles, clock, deepest - 1)
+            yield from _create(Monitor(vm), guest.guests, consoles, clock, deepest - 1)
         else:
-            _load(vm, guest, directory)
-            yield vm
+            yield vm, guest
+
+
+@contextmanager
+def _about(path: str) -> Iterator[None]:
+    """What is wrong is wrong with the guest of that path."""
+    try:
+        yield
+    except click.UsageError as error:
+        raise click.UsageError(f"guest {path}: {error.message}") from None
+    except RingfenceError as error:
+        error.args = (f"guest {path}: {error}",)
+        raise
+
+
+def _extent(minidisk: Minidisk, disks: list[Disk]) -> Extent:
+    start, number = size(minidisk.start), minidisk.disk
+    if minidisk.size is not None:
+        return Extent(start, size(minidisk.size), number)
+    there = disks[number].size if 0 <= number < len(disks) else 0
+    return Extent(start, max(0, there - start), number)
+
+
+def _leave(vm: VirtualMachine) -> None:
+    """It has ended."""
+    vm.resident = 0
+    vm.ram.clear()
 
 
 def _load(vm: VirtualMachine, guest: Guest, directory: Path) -> None:
     def place(path: str | None) -> str | None:
         return None if path is None else _path(directory, path)
 
-    options = {
-        "kernel": place(guest.kernel),
-        "initrd": tuple(_path(directory, path) for path in guest.initrd),
-        "append": guest.append,
-        "bios": guest.bios if guest.bios == "none" else place(guest.bios),
-    }
-    found = guest_of(guest.image, tuple(guest.command), True, options)
-    load(vm, found.kernel, initrd=found.initrd, append=found.append, bios=found.bios)
+    guest_of(
+        guest.image,
+        guest.command,
+        kernel=place(guest.kernel),
+        initrd=[_path(directory, path) for path in guest.initrd],
+        append=guest.append,
+        bios=guest.bios if guest.bios == "none" else place(guest.bios),
+    ).load(vm)
 
 
 def size(text: str) -> int:

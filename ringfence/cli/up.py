@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import click
 
-from ringfence.cli import OURS
-from ringfence.cli.console import READ_AHEAD, Input, Output, Terminal, is_terminal, report
-from ringfence.cli.run import SECONDS
-from ringfence.cli.session import JOIN, PANIC, TICK, TIME_LIMIT, Ending, Limits, Watch, unwritable
-from ringfence.cli.site import build, read
+from ringfence.cli import options as cli
+from ringfence.cli import site as sites
+from ringfence.cli.console import Input, Output, Terminal, is_terminal, report
+from ringfence.cli.session import LAST_LINES, TICK, Session
+from ringfence.cli.watch import PANIC, TIME_LIMIT, Ending, Limits, Watch, describe
 from ringfence.errors import RingfenceError
+from ringfence.machine.clock import Source
 from ringfence.machine.exit import Idle, PowerOff
 from ringfence.monitor.monitor import Monitor
+from ringfence.monitor.stats import lines, path
 from ringfence.monitor.vm import VirtualMachine
 
 KEPT = 1 << 14
@@ -69,8 +66,8 @@ class Channel(Output):
         return self.name.encode() + b": "
 
 
-class Switchboard:
-    """Runs the guests of a site to their ends, with `terminal` at one console at a time."""
+class Switchboard(Session):
+    """The guests of a site, with the terminal at one console at a time; elsewhere input is the first guest's."""
 
     def __init__(
         self,
@@ -82,145 +79,120 @@ class Switchboard:
         raw: bool,
         wall: float | None,
     ) -> None:
-        self.monitor, self.guests, self.terminal, self.wall = monitor, guests, terminal, wall
+        self.guests = guests
         self.channels = [channels[guest.path] for guest in guests]
-        self.keyboard = Input(0, raw=raw, at_end=b"", on_next=self._next)
+        keyboard = Input(0, raw=raw, at_end=b"", on_next=self._next)
+        super().__init__(monitor, terminal, keyboard, self.channels, wall=wall)
         limits = Limits(None, None, 0)
         self._watches = [Watch(guest, channel, limits) for guest, channel in zip(guests, self.channels, strict=True)]
         self._active = 0
+        self._to_show = raw
         self._told: set[int] = set()
-        self._ending: Ending | None = None
-        self._failure: BaseException | None = None
-        self._over = False
-        self._fed = threading.Event()
 
-    def run(self) -> int:
-        """The exit status: that of the first guest, in the order of the site, whose own is not 0."""
-        started = time.monotonic()
-        machine = threading.Thread(target=self._work, name="ringfence-machine", daemon=True)
-        with self.terminal:
-            if self.keyboard.raw:
-                self.channels[0].show()
-            machine.start()
-            ending = self._serve(machine, started)
-            self._over = True
-            self.monitor.stop()
-            self._fed.set()
-            machine.join(JOIN)
-        for channel in self.channels:
-            channel.end()
-        if self._failure is not None:
-            raise self._failure
-        ending = self._ending or ending
-        if ending.sentence:
-            report(f"ringfence: {ending.sentence}")
-        if machine.is_alive():  # it cannot be waited for: nobody takes its output
-            os._exit(ending.status)
-        return ending.status
+    @property
+    def listener(self) -> VirtualMachine:
+        return self.guests[self._active]
 
-    # The main thread
+    def begin(self) -> None:
+        pass
 
-    def _serve(self, machine: threading.Thread, started: float) -> Ending:
-        """Input, signals and time, until there is a reason to end."""
-        terminal, keyboard = self.terminal, self.keyboard
-        tick = time.monotonic() + TICK
-        while True:
-            if self._ending is not None or self._failure is not None or not machine.is_alive():
-                return self._ending or Ending(OURS, "failure")
-            if terminal.signal is not None:
-                return Ending(128 + terminal.signal, "signal")
-            if keyboard.ended_by_user:
-                report("")
-                return Ending(0, "user")
-            for channel in self.channels:
-                if channel.error is not None:
-                    return unwritable(channel.error)
-            now = time.monotonic()
-            if self.wall is not None and now - started >= self.wall:
-                return Ending(TIME_LIMIT, "wall-timeout", f"the time limit of {self.wall:g} seconds is over")
-            if now >= tick:
-                tick = now + TICK
-                self.monitor.stop()
-            guest = self.guests[self._active]
-            wanted = keyboard.open and len(guest.uart.waiting) < READ_AHEAD
-            wait = tick - now if self.wall is None else min(tick - now, started + self.wall - now)
-            if terminal.wait(keyboard.fd if wanted else None, max(wait, 0)):
-                if data := keyboard.read():
-                    guest = self.guests[self._active]
-                    guest.feed(partial(guest.uart.receive, data))
-                self._fed.set()
-
-    def _next(self) -> None:
-        """The terminal is the next living guest's."""
+    def _next(self, typed: bytes) -> None:
+        """The terminal is the next living guest's; what was typed before that was the last one's."""
+        self.give(typed)
         count = len(self.guests)
         order = [(self._active + n) % count for n in range(1, count + 1)]
-        self.channels[self._active].shown = False
-        self._active = next((n for n in order if self.guests[n].ended is None), self._active)
-        self.channels[self._active].show()
+        self._active = next((n for n in order if n not in self._told), self._active)
+        self._to_show = True
+        self.machine.stop()
 
-    # The machine's thread
-
-    def _work(self) -> None:
+    def work(self) -> Ending | None:
         try:
-            while not self._over and self._ending is None:
-                self._machine()
-        except BaseException as error:
-            self._failure = error
+            while not self.over:
+                self._show()
+                input_over = self.input_over
+                ended = self.machine.run()
+                self._look()
+                if len(self._told) == len(self.guests):
+                    return Ending(next(filter(None, map(_status, self.guests)), 0), "ended")
+                if isinstance(ended, Idle):
+                    if input_over or self._active in self._told:
+                        return Ending(TIME_LIMIT, "input-over", "the guests wait for input, and there is no more")
+                    self.fed.wait(TICK)
+                    self.fed.clear()
+            return None
         finally:
-            self.terminal.wake()
+            for channel in self.channels:
+                channel.end()
 
-    def _machine(self) -> None:
-        ended = self.monitor.run()
+    def _show(self) -> None:
+        """Consoles write in this thread alone."""
+        if self._to_show:
+            self._to_show = False
+            for channel in self.channels:
+                channel.shown = False
+            self.channels[self._active].show()
+
+    def _look(self) -> None:
+        """Say which guests have ended since the last look."""
         for number, guest in enumerate(self.guests):
-            if guest.ended is None and (verdict := self._watches[number].verdict()):
+            if number in self._told:
+                continue
+            if _ended(guest) is None and (verdict := self._watches[number].verdict()):
                 guest.ended = Died(verdict.sentence)
-            if guest.ended is not None and number not in self._told:
+                guest.on_end()
+            if (ended := _ended(guest)) is not None:
                 self._told.add(number)
-                self._say(number, guest)
-        if len(self._told) == len(self.guests):
-            statuses = [_status(guest) for guest in self.guests]
-            self._ending = Ending(next((status for status in statuses if status), 0), "ended")
-        elif isinstance(ended, Idle):
-            if not self.keyboard.open:
-                self._ending = Ending(TIME_LIMIT, "input-over", "the guests wait for input, and there is no more")
-            self._fed.wait(TICK)
-            self._fed.clear()
+                self._say(number, ended)
 
-    def _say(self, number: int, guest: VirtualMachine) -> None:
-        self.channels[number].end()
-        why = (
-            f"has ended with status {_status(guest)}"
-            if isinstance(guest.ended, PowerOff)
-            else f"is stopped: {guest.ended}"
-        )
-        report(f"ringfence: {guest.path} {why}")
-        if number == self._active and self.keyboard.raw and len(self._told) < len(self.guests):
-            self._next()
+    def _say(self, number: int, ended: PowerOff | RingfenceError) -> None:
+        channel = self.channels[number]
+        channel.end()
+        status = min(ended.status, 255)
+        why = f"has ended with status {status}" if isinstance(ended, PowerOff) else f"is stopped: {ended}"
+        report(f"ringfence: {channel.name} {why}")
+        if status and channel.raw and not channel.shown and (last := channel.lines(LAST_LINES)):
+            report("\n".join(["the last lines of its console:", *(f"  {line}" for line in last)]))
+        if number == self._active and channel.raw and len(self._told) < len(self.guests):
+            self._next(b"")
+
+    def where(self) -> list[str]:
+        return [line for guest in self.guests for line in (guest.path, *describe(guest))]
+
+    def tell(self, ending: Ending, seconds: float) -> None:
+        if ending.reason == "user":
+            report("")  # whatever comes next begins a line
+        if ending.sentence:
+            report(f"ringfence: {ending.sentence}")
+
+
+def _ended(guest: VirtualMachine) -> PowerOff | RingfenceError | None:
+    """Why it runs no more: it has ended, or a machine that it is on."""
+    return next((vm.ended for vm in reversed(path(guest)) if vm.ended is not None), None)
 
 
 def _status(guest: VirtualMachine) -> int:
-    if isinstance(guest.ended, PowerOff):
-        return min(guest.ended.status, 255)
-    return guest.ended.status if guest.ended is not None else 0
+    ended = _ended(guest)
+    return 0 if ended is None else min(ended.status, 255)
 
 
-@click.command()
+def _shown(text: str) -> str:
+    """For click's help, which is to keep the lines of an example."""
+    return "\n\n".join(f"\b\n{part}" if part[0] == " " else part for part in text.strip().split("\n\n"))
+
+
+@click.command(epilog=_shown(sites.__doc__ or ""))
 @click.argument("site", type=click.Path(path_type=Path))
-@click.option(
-    "--clock",
-    type=click.Choice(["virtual", "host"]),
-    help="Guest time: counted steps, or the host's. Default: host on a terminal, else virtual.",
-)
-@click.option("--stats", is_flag=True, help="At the end, what the monitors had to do, on standard error.")
-@click.option("--wall-timeout", type=SECONDS, metavar="SECONDS", help="End with status 124 after so long in real time.")
-def up(site: Path, clock: str | None, stats: bool, wall_timeout: float | None) -> None:
+@cli.clock
+@cli.stats
+@cli.wall_timeout
+def up(site: Path, clock: Source, stats: bool, wall_timeout: float | None) -> None:
     """Run the guests that the file SITE describes, each on its share of one machine.
 
     On a terminal, Ctrl-a n shows the next guest's console, Ctrl-a x ends all, Ctrl-a h helps. Elsewhere every line of
     output begins with its guest's name, and input is the first guest's. Ends with the status of the first guest that
     did not end with 0.
     """
-    found = read(site)
+    found = sites.read(site)
     raw = is_terminal()
     terminal = Terminal(0, raw=raw)
     channels: dict[str, Channel] = {}
@@ -229,14 +201,11 @@ def up(site: Path, clock: str | None, stats: bool, wall_timeout: float | None) -
         channels[path] = Channel(path, terminal.wake, raw=raw)
         return channels[path]
 
-    source = clock or ("host" if sys.stdin is not None and sys.stdin.isatty() else "virtual")
     with ExitStack() as stack:
-        monitor, guests = build(found, site.parent, console, "host" if source == "host" else "virtual", stack)
+        monitor, guests = sites.build(found, site.parent, console, clock, stack)
         board = Switchboard(monitor, guests, channels, terminal, raw=raw, wall=wall_timeout)
         status = board.run()
         if stats:
-            from ringfence.monitor.stats import lines
-
             told = {line: None for guest in guests for line in lines(guest)}
             report("\n".join(told))
         click.get_current_context().exit(status)

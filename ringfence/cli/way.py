@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ringfence.cli.run import DEEPEST, SECONDS, Memory
+from ringfence.cli import options as cli
+from ringfence.cli.guest import guest_of
 
 if TYPE_CHECKING:
     from ringfence.guest.symbols import Symbols
@@ -29,22 +29,16 @@ _MODES = {0: "no translation", 8: "Sv39", 9: "Sv48", 10: "Sv57"}
 @click.command()
 @click.argument("image", nargs=-1, metavar="[IMAGE]")
 @click.argument("va")
-@click.option("--depth", type=click.IntRange(0, DEEPEST), default=1, show_default=True, help="Monitors beneath it.")
+@cli.depth
+@cli.technique
+@cli.memory
+@cli.harts
+@click.option("--hart", type=int, default=0, show_default=True, help="The hart whose translation is shown.")
+@click.option("--send", metavar="LINE", help="Type this when the guest waits for input, and look when it waits again.")
 @click.option(
-    "--technique",
-    type=click.Choice(["virtualizer", "trap"]),
-    default="virtualizer",
-    show_default=True,
-    help="How each keeps control.",
+    "--after", type=cli.SECONDS, metavar="SECONDS", help="Look at this guest time, wherever the guest is then."
 )
-@click.option("-m", "--memory", type=Memory(), default="512M", show_default=True, help="RAM, as 96M or 2G.")
-@click.option("--harts", type=int, default=1, show_default=True, help="1 to 8.")
-@click.option("--hart", type=int, default=0, show_default=True, help="Whose translation is meant.")
-@click.option(
-    "--send", metavar="LINE", help="Typed when the guest waits for input. It is looked at when it waits again."
-)
-@click.option("--after", type=SECONDS, metavar="SECONDS", help="Look at this guest time, wherever the guest is then.")
-@click.option("--engine", type=click.Choice(["threaded", "reference"]), default="threaded", help="What runs harts.")
+@cli.engine
 def explain(image: tuple[str, ...], va: str, **options: Any) -> None:
     """Show the way of the virtual address VA on a hart: through the guest's own page tables, and through the map (f) of
     every monitor beneath it, to the bare machine's memory.
@@ -58,42 +52,24 @@ def explain(image: tuple[str, ...], va: str, **options: Any) -> None:
 
     if len(image) > 1:
         raise click.UsageError(f"one image runs at a time, and {len(image)} were given: {' '.join(image)}")
-    if options["technique"] == "trap" and not options["depth"]:
-        raise click.UsageError("a technique is a monitor's, and at depth 0 there is none")
+    technique = cli.techniques(options["depth"], options["technique"])
     board = nested(
         options["depth"],
         options["memory"],
         options["harts"],
-        engine=options["engine"],
-        technique=options["technique"],
+        engine=options["engine"] or "threaded",
+        technique=technique,
     )
     if not 0 <= options["hart"] < options["harts"]:
         raise click.UsageError(f"there is no hart {options['hart']}: the last is {options['harts'] - 1}")
-    symbols = Symbols(_load(board, image[0] if image else None))
+    guest = guest_of(image[0] if image else None)
+    guest.load(board)
+    symbols = Symbols(guest.symbols)
     address = _address(va, symbols)
     _run(board, options["after"], options["send"])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # φ is not in every character set
     click.echo("\n".join(lines(board, options["hart"], way.explain(board, address, options["hart"]), symbols)))
-
-
-def _load(board: Virt, name: str | None) -> Path | None:
-    """Switch the guest on; where its symbols are."""
-    from ringfence.errors import NotBootable
-    from ringfence.guest.loader import load
-    from ringfence.guest.program import CORRAL, EMBEDDED
-
-    if name is None or name == EMBEDDED:
-        load(board, CORRAL)
-        return CORRAL
-    from ringfence.cli.image import pulled, unbootable
-
-    image = pulled(name)
-    try:
-        load(board, image.kernel, initrd=(image.initrd,), append=image.append())
-    except NotBootable as error:
-        raise unbootable(image, error) from None
-    return image.symbols if image.symbols.exists() else None
 
 
 def _address(text: str, symbols: Symbols) -> int:

@@ -214,19 +214,20 @@ def assemble(
     harts: int,
     *,
     engine: Callable[[Computer], Engine],
-    clock: Source = "virtual",
-    step_ns: int = 1,
-    turn: int = TURN,
-    seed: int | None = None,
-    console: ConsoleOut | None = None,
-    disks: Sequence[Disk] = (),
-    epoch_ns: int | None = None,
-    rng_seed: bytes | None = None,
-    tlb: Tlb = "hardware",
-    isa: Isa = "base",
+    clock: Source,
+    step_ns: int,
+    turn: int,
+    seed: int | None,
+    console: ConsoleOut | None,
+    disks: Sequence[Disk],
+    epoch_ns: int | None,
+    rng_seed: bytes | None,
+    tlb: Tlb,
+    isa: Isa,
 ) -> Board:
-    """The whole memory map, wired: bare, or a virtual machine with what its monitor gives it. Arguments as `virt`'s."""
-    check(ram.size, harts, step_ns, turn, len(disks), clock)
+    """The whole memory map, wired: bare, or a virtual machine with what its monitor gives it. Arguments as `virt`'s,
+    and as `check` has passed them.
+    """
     if tlb not in get_args(Tlb):
         raise MachineError(f"there is no TLB filled by {tlb!r}: a machine's is filled by {' or '.join(get_args(Tlb))}")
     if isa not in get_args(Isa):

@@ -335,6 +335,7 @@ class Virtualizer:
                 turn=host.inputs.turn,
                 seed=host.inputs.seed,
                 console=_Terminal(host),
+                disks=(),
                 epoch_ns=host.inputs.epoch_ns,
                 rng_seed=host.inputs.rng_seed,
                 tlb=host.inputs.tlb,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 from ringfence.errors import MachineError, OutOfMemory
-from ringfence.machine.board import RAM, Isa, Tlb, Virt, assemble, check, virt
+from ringfence.machine.board import RAM, TURN, Isa, Tlb, Virt, assemble, check, virt
 from ringfence.machine.clock import Source
 from ringfence.machine.device.uart16550 import ConsoleOut
 from ringfence.machine.device.virtio_blk import SECTOR, Disk
 from ringfence.machine.exit import Exit
 from ringfence.machine.machine import Computer, Engine
-from ringfence.machine.map import SUPERPAGE, F, GuestRam
+from ringfence.machine.map import ROOT, SUPERPAGE, F, GuestRam
 from ringfence.machine.memory import FRAME, READ, amount
 from ringfence.monitor.allocator import Allocator
 from ringfence.monitor.pager import PagingDisk
@@ -38,6 +38,11 @@ def most_tables(memory: int) -> int:
     return 256 + memory // FRAME // 32
 
 
+def map_frames(memory: int) -> int:
+    """The most frames that f takes for a machine of so much memory, beside its root."""
+    return -(-memory // SUPERPAGE) + -(-memory // (512 * SUPERPAGE))
+
+
 def nested(
     depth: int,
     memory: int,
@@ -57,6 +62,10 @@ def nested(
 
     `technique`: of all, or of each from the outermost on. Raises MachineError."""
     techniques = [technique] * depth if isinstance(technique, str) else list(technique)
+    if len(techniques) != depth:
+        raise MachineError(
+            f"{len(techniques)} techniques are given for a depth of {depth}: give one for all monitors, or one for each"
+        )
     if not depth:
         return virt(
             memory, harts, clock=clock, seed=seed, engine=engine, console=console, disks=disks, tlb=tlb, isa=isa
@@ -142,7 +151,7 @@ class Monitor:
         *,
         clock: Source = "virtual",
         step_ns: int = 1,
-        turn: int = 20_000,
+        turn: int = TURN,
         seed: int | None = None,
         console: ConsoleOut | None = None,
         disks: Sequence[Disk] = (),
@@ -164,12 +173,17 @@ class Monitor:
         if name in self.guests or not name or "/" in name:
             raise MachineError(f"a machine needs a name of its own without a slash, not {name!r}")
         check(memory, harts, step_ns, turn, len(disks), clock)
+        if technique not in get_args(Technique):
+            raise MachineError(
+                f"there is no technique {technique!r}: a monitor's is {' or '.join(get_args(Technique))}"
+            )
         claim = Claim(share, cap, reservation)
         self._admit(claim)
         try:
+            self._set_aside(memory)
             root = self._allocator.root()
         except OutOfMemory as error:
-            raise MachineError(f"{error}, and {name} needs some for its map") from None
+            raise MachineError(f"{name} needs memory for its map: {error}") from None
         f = F(self.machine.ram, memory, root, self._table, self._free_table)
 
         def fault(at: int, right: int) -> None:
@@ -199,16 +213,16 @@ class Monitor:
         vm.name, vm.monitor, vm.resident, vm.account = name, self, resident, Account(claim)
         vm.held = vm.hand = 0
         vm.paged = {}
+        self.guests[name] = vm
         try:
             self._reserve(vm)
             attach(name, self._extents, disks)
         except OutOfMemory:
-            self._discard(vm)
+            self.destroy(name)
             raise MachineError(f"{amount(resident)} of resident memory is more than is free") from None
         except MachineError:
-            self._discard(vm)
+            self.destroy(name)
             raise
-        self.guests[name] = vm
         if isinstance(self.machine, VirtualMachine):
             self.machine.ended = None  # there is something to run again
             self.machine.stir()
@@ -225,9 +239,6 @@ class Monitor:
             for inner in list(vm.control.guests):
                 vm.control.destroy(inner)
         del self.guests[name]
-        self._discard(vm)
-
-    def _discard(self, vm: VirtualMachine) -> None:
         if vm.virtualizer is not None:
             vm.virtualizer.clear()
         vm.engine.close()
@@ -294,7 +305,7 @@ class Monitor:
         self._disk.free(slot)
         try:
             to = self._frame()
-        except OutOfMemory:
+        except OutOfMemory:  # with nothing written
             vm.paged[at] = self._disk.write(data)
             raise
         del vm.paged[at]
@@ -305,7 +316,7 @@ class Monitor:
         vm.held += FRAME
 
     def _frame(self) -> int:
-        """A frame for a machine: one that is free, or one that is taken from a machine."""
+        """A frame for a machine: one that is free, or one that is taken from a machine. Raises OutOfMemory."""
         try:
             return self._allocator.frame(self._kept())
         except OutOfMemory:
@@ -314,8 +325,15 @@ class Monitor:
 
     def _kept(self) -> int:
         """How many free frames are for tables of f alone: as many as all machines can need."""
-        most = sum(-(-vm.ram.size // SUPERPAGE) + -(-vm.ram.size // (512 * SUPERPAGE)) for vm in self.guests.values())
-        return max(0, most - self._tables)
+        return max(0, sum(map_frames(vm.ram.size) for vm in self.guests.values()) - self._tables)
+
+    def _set_aside(self, memory: int) -> None:
+        """Frames for the map of one more machine are free beside those of all others. Raises OutOfMemory."""
+        wanted = ROOT + (self._kept() + map_frames(memory)) * FRAME
+        while (free := self._allocator.free) < wanted:
+            self.reclaim(BATCH)
+            if self._allocator.free <= free:
+                raise OutOfMemory("the host machine's memory is used up")
 
     def _table(self) -> int:
         to = self._allocator.frame()

@@ -8,6 +8,8 @@ import tempfile
 from ringfence.errors import OutOfMemory
 from ringfence.machine.memory import FRAME
 
+FULL = "memory is used up, and the paging disk is full"
+
 
 class PagingDisk:
     """Slots of a frame each in a file that has no name. `size`: the most bytes, None: what the host's disk has."""
@@ -20,15 +22,18 @@ class PagingDisk:
 
     def write(self, data: bytes) -> int:
         """The slot where the frame is now. Raises OutOfMemory, with nothing written."""
-        slot = self._free.pop() if self._free else self._count
+        slot = self._free[-1] if self._free else self._count
         if self._most is not None and slot >= self._most:
-            raise OutOfMemory("the paging disk is full")
+            raise OutOfMemory(FULL)
         try:
             if os.pwrite(self._file.fileno(), data, slot * FRAME) != FRAME:
-                raise OutOfMemory("the paging disk is full")
+                raise OutOfMemory(FULL)
         except OSError as error:
-            raise OutOfMemory(f"the paging disk cannot be written: {error.strerror}") from None
-        self._count = max(self._count, slot + 1)
+            raise OutOfMemory(f"memory is used up, and the paging disk cannot be written: {error.strerror}") from None
+        if self._free:
+            self._free.pop()
+        else:
+            self._count += 1
         return slot
 
     def read(self, slot: int) -> bytes:

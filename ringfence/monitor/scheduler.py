@@ -296,6 +296,7 @@ class Scheduler:
             self._charge(hart, account, took, weight)
         if isinstance(ended, PowerOff | RingfenceError):
             guest.ended = ended
+            guest.on_end()
         elif isinstance(ended, Idle):
             self._sleep(guest, ended, self._times[hart])
         elif isinstance(ended, Break | Stopped):

@@ -38,6 +38,8 @@ class VirtualMachine(Virt):
     """The monitor that is on it."""
     ended: PowerOff | RingfenceError | None = None
     """Why its monitor lets it run no more."""
+    on_end: Callable[[], None] = staticmethod(lambda: None)
+    """Called when it has `ended`."""
     spins = False
     """At the end of its last slice it was in an idle loop."""
     skipped = 0

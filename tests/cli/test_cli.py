@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import resource
 import select
 import signal
@@ -12,7 +13,9 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from struct import pack
 
@@ -67,18 +70,17 @@ def leave(value: int) -> list[int]:
     ]
 
 
+def write_kernel(path: Path, *words: int) -> str:
+    """An ELF file that begins with these instructions in S-mode."""
+    code = b"".join(word.to_bytes(4, "little") for word in words)
+    head = pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 243, 1, KERNEL, 64, 0, 0, 64, 56, 1, 64, 0, 0)
+    path.write_bytes(head + pack("<IIQQQQQQ", 1, 7, 120, KERNEL, KERNEL, len(code), 4096 + len(code), 8) + code)
+    return str(path)
+
+
 @pytest.fixture
 def kernel(tmp_path: Path) -> Callable[..., str]:
-    """Makes an ELF file that begins with these instructions in S-mode."""
-
-    def make(*words: int) -> str:
-        code = b"".join(word.to_bytes(4, "little") for word in words)
-        head = pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 243, 1, KERNEL, 64, 0, 0, 64, 56, 1, 64, 0, 0)
-        path = tmp_path / "kernel"
-        path.write_bytes(head + pack("<IIQQQQQQ", 1, 7, 120, KERNEL, KERNEL, len(code), 4096 + len(code), 8) + code)
-        return str(path)
-
-    return make
+    return partial(write_kernel, tmp_path / "kernel")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +99,11 @@ def kernel(tmp_path: Path) -> Callable[..., str]:
         (["run", "--timeout", "0"], 2, "--timeout"),
         (["run", "--trace", "insn,foo"], 2, "'foo' is none of insn, trap, csr, io"),
         (["run", "--trace", "insn", "--engine", "threaded"], 2, "only the reference engine"),
+        (["run", "--depth", "0", "--technique", "trap"], 2, "a technique is a monitor's, and at depth 0 there is none"),
+        (["run", "--technique", "trap,vmx"], 2, "'vmx' is none of virtualizer, trap"),
+        (["run", "--technique", "trap,"], 2, "'' is none of virtualizer, trap"),
+        (["run", "--technique", "trap,trap"], 2, "2 techniques are given for a depth of 1"),
+        (["run", "--depth", "3", "--technique", "trap,trap"], 2, "give one for all monitors, or one for each"),
         (["run", "--disk", "/nowhere/fs.img"], 2, "/nowhere/fs.img cannot be opened"),
         (["run", "--initrd", "x"], 2, "--initrd needs a --kernel"),
         (["run", "debian", "--kernel", "x"], 2, "do not go together"),
@@ -490,6 +497,29 @@ class Person:
         os.waitpid(self.pid, 0)
         raise AssertionError(self.seen)
 
+    def close(self, seconds: float = 10) -> int:
+        """The exit status, where the terminal goes away."""
+        os.close(self.fd)
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.05)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        raise AssertionError("it still runs")
+
+
+@contextmanager
+def no_hangup() -> Iterator[None]:
+    """A person who comes meanwhile gets no signal when their terminal goes away."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
 
 def test_terminal_is_raw_and_ctrl_a_x_ends() -> None:
     """Keys reach the guest one by one, Ctrl-a h helps, Ctrl-a Ctrl-a is a key, Ctrl-a x ends with 0 and the terminal
@@ -539,38 +569,17 @@ def test_terminal_that_closes_ends_the_machine() -> None:
     """When the terminal goes away so do we."""
     person = Person()
     person.until(b"corral> ")
-    os.close(person.fd)
-    limit = time.monotonic() + 10
-    while time.monotonic() < limit:
-        pid, status = os.waitpid(person.pid, os.WNOHANG)
-        if pid:
-            assert os.waitstatus_to_exitcode(status) in (129, -signal.SIGHUP)
-            return
-        time.sleep(0.05)
-    os.kill(person.pid, signal.SIGKILL)
-    raise AssertionError("it still runs")
+    assert person.close() in (129, -signal.SIGHUP)
 
 
 def test_terminal_that_closes_ends_a_machine_that_waits_for_gdb() -> None:
     """Without a signal too: nothing of the guest's would ever meet the end of output."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+    with no_hangup():
         person = Person("--gdb", "0", "-S")
-    finally:
-        signal.signal(signal.SIGHUP, before)
     person.until(b"symbol-file")
     while not person.raw():
         time.sleep(0.01)
-    os.close(person.fd)
-    limit = time.monotonic() + 10
-    while time.monotonic() < limit:
-        pid, status = os.waitpid(person.pid, os.WNOHANG)
-        if pid:
-            assert os.waitstatus_to_exitcode(status) == 129
-            return
-        time.sleep(0.05)
-    os.kill(person.pid, signal.SIGKILL)
-    raise AssertionError("it still runs")
+    assert person.close() == 129
 
 
 def test_terminal_shows_a_guests_panic_below_its_output() -> None:
@@ -592,6 +601,15 @@ def test_run_under_trap_is_a_run_on_the_bare_machine(kernel: Callable[..., str])
     assert {run.returncode for run in found} == {7} and {run.stdout for run in found} == {b"user mode\n"}
     accounts = [{**json.loads(run.stderr), "wall_seconds": 0} for run in found]
     assert accounts[0] == accounts[1]
+
+
+def test_run_takes_a_technique_for_each_monitor(kernel: Callable[..., str]) -> None:
+    """The outermost first; one name is for all of them."""
+    path = kernel(*leave(0x5555))
+    for names, told in (("virtualizer,trap", ["virtualizer", "trap"]), ("trap", ["trap", "trap"])):
+        found = ringfence("run", "--kernel", path, "--depth", "2", "--technique", names, "--stats")
+        assert found.returncode == 0
+        assert re.findall(r"^[\w/]+ \((\w+)\): ", found.stderr.decode(), re.M) == told
 
 
 def test_run_on_monitors_is_a_run_on_the_bare_machine(kernel: Callable[..., str]) -> None:

@@ -39,6 +39,13 @@ def test_explain_shows_shadows_and_the_process() -> None:
     assert lines[-1] == f"        -> {place} on the bare machine"
 
 
+def test_explain_takes_a_technique_for_each_monitor() -> None:
+    """The outermost first: shadows are those of the monitor that traps, in its own machine."""
+    for names, host in (("trap,virtualizer", "the bare machine"), ("virtualizer,trap", "guest")):
+        lines = shown("explain", "--depth", "2", "--technique", names, "0x80200000")
+        assert [line for line in lines if line.startswith("shadow")] == [f"shadow  in {host}, for S-mode"]
+
+
 def test_explain_ends_where_there_is_nothing_below() -> None:
     """A device; an address that nothing maps; the bare machine."""
     assert shown("explain", "0x10000005")[-1] == "device  Uart16550 of guest, register 0x5"
@@ -59,6 +66,7 @@ def test_explain_ends_where_there_is_nothing_below() -> None:
         (["explain", "nosuch", "0"], 127, "no image is called 'nosuch'"),
         (["explain", "--hart", "1", "0"], 2, "there is no hart 1: the last is 0"),
         (["explain", "--depth", "0", "--technique", "trap", "0"], 2, "at depth 0 there is none"),
+        (["explain", "--technique", "trap,trap", "0"], 2, "2 techniques are given for a depth of 1"),
         (["explain", "--depth", "65", "0"], 2, "--depth"),
         (["explain", "-m", "1M", "0"], 2, "at least 4 MiB"),
         (["explain", "--after", "0", "0"], 2, "--after"),

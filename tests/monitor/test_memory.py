@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ringfence import CORRAL, Idle, Image, MachineError, MiB, Virt, load, virt
+from ringfence import CORRAL, Idle, Image, MachineError, MiB, Virt, VirtualMachine, load, virt
 from ringfence.errors import OutOfMemory
 from ringfence.machine.memory import FRAME
 from ringfence.monitor.monitor import Monitor
@@ -83,6 +83,38 @@ def test_full_paging_disk_stops_the_guest_that_asks() -> None:
     assert other.digest() == bare(8 * MiB).digest()
     written = at // FRAME
     assert all(greedy.ram.read(greedy.ram.base + n * FRAME, 4) == b"data" for n in range(written))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_full_paging_disk_loses_nothing(seed: int) -> None:
+    """Whichever machine writes where and is refused, and whoever comes in the meantime: what was written is there, once
+    and in its place.
+    """
+    draw = random.Random(seed)
+    monitor = Monitor(virt(16 * MiB), paging=draw.randrange(1, 9) * MiB // 4)
+    kept: dict[VirtualMachine, dict[int, bytes]] = {}
+    refused = 0
+    for name in ("one", "two", "large", "larger", "largest"):
+        try:
+            memory = 12 * MiB if len(kept) < 2 else 512 * MiB
+            kept[monitor.create(name, memory, resident=draw.choice((0, 2 * MiB)))] = {}
+        except MachineError:
+            refused += 1
+        for _ in range(1200):
+            vm = draw.choice(list(kept))
+            at = draw.randrange(0, 12 * MiB, FRAME)
+            data = draw.randbytes(8)
+            try:
+                vm.ram.write(vm.ram.base + at, data)
+            except OutOfMemory:
+                refused += 1
+            else:
+                kept[vm][at] = data
+    assert refused
+    for vm, written in kept.items():
+        found = dict(vm.ram.frames())
+        assert {at: found[at // FRAME][:8] for at in written} == written
+        assert not any(vm.ram.f.look(at) for at in vm.paged)
 
 
 def test_resident_memory_is_not_paged() -> None:

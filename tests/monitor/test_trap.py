@@ -11,7 +11,7 @@ from states import MEMORY, SCALE, difference, digest, machine
 from test_engine_programs import STEPS, Program, check
 from test_equivalence import bare_selftest, boot, selftest
 
-from ringfence import Image, MiB, Monitor, Virt, nested, virt
+from ringfence import Image, MachineError, MiB, Monitor, Virt, nested, virt
 from ringfence.monitor.monitor import Technique
 
 Engine = Literal["threaded", "reference"]
@@ -78,6 +78,15 @@ MIXED = [TRAP, TRAP * 2, TRAP * 4, TRAP * 8, TRAP + VIRTUALIZER, VIRTUALIZER + T
 def test_selftest_is_the_same_under_any_techniques(techniques: list[Technique]) -> None:
     """Pure and mixed, to any depth."""
     assert selftest(nested(len(techniques), 64 * MiB, technique=techniques)) == bare_selftest(1)
+
+
+def test_technique_that_there_is_not_is_refused() -> None:
+    """And so is a list that is not one for each monitor."""
+    with pytest.raises(MachineError, match="there is no technique 'magic'"):
+        Monitor(virt(64 * MiB)).create("guest", 8 * MiB, technique="magic")  # type: ignore[arg-type]
+    for depth, techniques in ((0, TRAP), (1, []), (2, TRAP), (1, TRAP * 2)):
+        with pytest.raises(MachineError, match="techniques are given for a depth of"):
+            nested(depth, 8 * MiB, technique=techniques)
 
 
 def test_selftest_with_harts_is_the_same_under_trap() -> None:

@@ -1,0 +1,121 @@
+"""What a command line, or a site, gives a machine: the guest that it boots, and its disks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ringfence.errors import MachineError, NotBootable
+
+if TYPE_CHECKING:
+    from ringfence.guest.image import Image
+    from ringfence.guest.loader import Program, Source
+    from ringfence.machine.board import Virt
+    from ringfence.machine.device.disk import RawDisk
+
+READ_ONLY = ":ro"
+
+_ASK = ("sh", "-c", r"""stty -ixon crtscts; printf '\005'; exec "$@" """.strip(), "sh")
+"""Before a command whose input is no terminal: the terminal line is set up by now, and can hold the sender off."""
+
+_SCRIPT = ("sh", "/proc/self/fd/0")
+"""Without a person a shell takes its commands from standard input as from a file."""
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What is to run: the loader's arguments."""
+
+    kernel: Source | None
+    initrd: tuple[Source, ...]
+    append: str
+    bios: Source | None
+    at_end: bytes = b""
+    """What end of input is to it."""
+    asks: bool = False
+    """It asks for its input."""
+    image: Image | None = None
+    symbols: Path | None = None
+    """What gdb can read them from, where that is not for the user to know."""
+
+    def load(self, board: Virt) -> Program:
+        """Into a machine. Raises NotBootable and DamagedImage."""
+        from ringfence.guest.loader import load
+
+        try:
+            return load(board, self.kernel, initrd=self.initrd, append=self.append, bios=self.bios)
+        except NotBootable as error:
+            if self.image is None:
+                raise
+            from ringfence.cli.image import unbootable
+
+            raise unbootable(self.image, error) from None
+
+
+def guest_of(
+    image: str | None,
+    command: Sequence[str] = (),
+    *,
+    kernel: str | None = None,
+    initrd: Sequence[str] = (),
+    append: str = "",
+    bios: str | None = None,
+    person: bool = True,
+) -> Guest:
+    """The guest that these options of `ringfence run` describe. Without a `person` at its console it asks for its
+    input. Raises UsageError, and ImageError.
+    """
+    from ringfence.cli.console import END_OF_FILE
+    from ringfence.guest.program import CORRAL, EMBEDDED
+
+    firmware_alone = image is None and bios is not None and bios != "none"
+    if kernel is not None or firmware_alone:
+        if image is not None:
+            raise click.UsageError(f"an image and --kernel do not go together: {image!r} has a kernel of its own")
+        return Guest(kernel, tuple(initrd), append, bios)
+    if initrd:
+        raise click.UsageError("--initrd needs a --kernel: an image has its own")
+    if image is None or image == EMBEDDED:
+        if command:
+            raise click.UsageError("the embedded guest runs no command: give it on its console")
+        if bios == "none":
+            raise click.UsageError("the embedded guest begins in S-mode: --bios none needs a --kernel that does not")
+        return Guest(CORRAL, (), append, bios, END_OF_FILE, symbols=CORRAL)
+
+    from ringfence.cli.image import pulled
+    from ringfence.guest.image import Store, command_archive
+
+    found = pulled(image)
+    line = f"{found.append(command=bool(command))} {append}".strip()
+    symbols = Store().path(image) / found.symbols.name if found.symbols.exists() else None
+    if person and not command:
+        return Guest(found.kernel, (found.initrd,), line, bios, END_OF_FILE, image=found, symbols=symbols)
+    archive = command_archive(tuple(command) if person else (*_ASK, *(command or _SCRIPT)), terminal=person)
+    files = (found.initrd, archive)
+    return Guest(found.kernel, files, line, bios, END_OF_FILE, asks=not person, image=found, symbols=symbols)
+
+
+def open_disks(names: Sequence[str], stack: ExitStack) -> Sequence[RawDisk]:
+    """Each a file, or with `:ro` behind it one that is only read, unless a file has the whole for its name."""
+    from ringfence.machine.device.disk import DiskError, RawDisk
+
+    disks = []
+    given: dict[str, bool] = {}  # whether it is only read
+    for name in names:
+        readonly = len(name) > len(READ_ONLY) and name.endswith(READ_ONLY) and not os.path.lexists(name)
+        path = name.removesuffix(READ_ONLY) if readonly else name
+        file = os.path.realpath(path)
+        if file in given and not (readonly and given[file]):
+            raise MachineError(f"disk image {path} is given twice, which needs {READ_ONLY} behind it both times")
+        given[file] = readonly
+        try:
+            disks.append(stack.enter_context(RawDisk(path, readonly=readonly)))
+        except DiskError as error:
+            raise MachineError(str(error)) from None
+    return disks
