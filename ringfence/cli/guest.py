@@ -16,7 +16,7 @@ from ringfence.errors import MachineError, NotBootable
 if TYPE_CHECKING:
     from ringfence.guest.image import Image
     from ringfence.guest.loader import Program, Source
-    from ringfence.machine.board import Virt
+    from ringfence.machine.board import Isa, Virt
     from ringfence.machine.device.disk import RawDisk
 
 READ_ONLY = ":ro"
@@ -72,13 +72,18 @@ def guest_of(
     input. Raises UsageError, and ImageError.
     """
     from ringfence.cli.console import END_OF_FILE
-    from ringfence.guest.program import CORRAL, EMBEDDED
+    from ringfence.guest.program import CORRAL, EMBEDDED, MONITOR, VMM
 
     firmware_alone = image is None and bios is not None and bios != "none"
     if kernel is not None or firmware_alone:
         if image is not None:
             raise click.UsageError(f"an image and --kernel do not go together: {image!r} has a kernel of its own")
         return Guest(kernel, tuple(initrd), append, bios)
+    if image == MONITOR:
+        if command or bios is not None:
+            raise click.UsageError("vmm begins in S-mode over the built-in SBI, and runs no command")
+        line = f"level=01 {append}".strip()  # which it counts up, to say who speaks
+        return Guest(VMM, tuple(initrd) or (CORRAL,), line, bios, END_OF_FILE, symbols=VMM)
     if initrd:
         raise click.UsageError("--initrd needs a --kernel: an image has its own")
     if image is None or image == EMBEDDED:
@@ -99,6 +104,13 @@ def guest_of(
     archive = command_archive(tuple(command) if person else (*_ASK, *(command or _SCRIPT)), terminal=person)
     files = (found.initrd, archive)
     return Guest(found.kernel, files, line, bios, END_OF_FILE, asks=not person, image=found, symbols=symbols)
+
+
+def isa_of(image: str | None) -> Isa:
+    """What the harts must have for a guest."""
+    from ringfence.guest.program import MONITOR
+
+    return "hv" if image == MONITOR else "base"
 
 
 def open_disks(names: Sequence[str], stack: ExitStack) -> Sequence[RawDisk]:

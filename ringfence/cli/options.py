@@ -114,6 +114,12 @@ wall_timeout = click.option(
     "--wall-timeout", type=SECONDS, metavar="SECONDS", help="End with status 124 after so long in real time."
 )
 stats = click.option("--stats", is_flag=True, help="At the end, what the monitors had to do, on standard error.")
+isa = click.option(
+    "--isa",
+    type=click.Choice(["base", "hv"]),
+    help="What the harts have: hv adds the Hardware Virtualizer, an instruction that launches virtual machines. "
+    "Default: hv for vmm, else base.",
+)
 engine = click.option(
     "--engine",
     type=click.Choice(["threaded", "reference"]),

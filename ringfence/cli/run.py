@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import click
 
 from ringfence.cli import options as cli
-from ringfence.cli.guest import guest_of, open_disks
+from ringfence.cli.guest import guest_of, isa_of, open_disks
 
 if TYPE_CHECKING:
     from ringfence.cli.watch import Limits
@@ -103,10 +103,12 @@ Exit status: the guest's own, and
     show_default=True,
     help="What fills the TLB: the machine, from page tables, or the guest, which the embedded one can.",
 )
+@cli.isa
 @cli.engine
 def run(image: str | None, command: tuple[str, ...], **options: Any) -> None:
     """Boot a guest: the embedded one, IMAGE, or a --kernel; with COMMAND, behind `--`, that runs in place of IMAGE's
-    shell.
+    shell. `vmm` is a monitor that is a guest itself, and runs the embedded one, or the ELF file that is its --initrd;
+    with --append depth=N it runs on itself.
 
     Ctrl-a x ends the machine, Ctrl-a h helps.
     """
@@ -146,6 +148,7 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
         disks=open_disks(options["disk"], stack),
         technique=technique,
         tlb=options["tlb"],
+        isa=options["isa"] or isa_of(image),
     )
     loaded = guest.load(board)
     if tree:

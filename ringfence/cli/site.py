@@ -1,6 +1,6 @@
 """A site: a machine and the guests on it, in a TOML file.
 
-    harts = 2                           # memory = what the guests need
+    harts = 2                           # memory = what the guests need; isa = "hv" for vmm, else "base"
     disks = ["base.img:ro", "fs.img"]   # with :ro it is only read
 
     [guests.web]
@@ -50,10 +50,10 @@ from typing import Literal
 import click
 import msgspec
 
-from ringfence.cli.guest import guest_of, open_disks
+from ringfence.cli.guest import guest_of, isa_of, open_disks
 from ringfence.cli.options import DEEPEST, Memory
 from ringfence.errors import MachineError, RingfenceError
-from ringfence.machine.board import MiB, virt
+from ringfence.machine.board import Isa, MiB, virt
 from ringfence.machine.clock import Source
 from ringfence.machine.device.uart16550 import ConsoleOut
 from ringfence.machine.device.virtio_blk import Disk
@@ -103,6 +103,7 @@ class Site(msgspec.Struct, forbid_unknown_fields=True):
     memory: str | None = None
     harts: int = 1
     disks: list[str] = msgspec.field(default_factory=list)
+    isa: Isa | None = None
     paging: str | None = None
     """The most bytes on the paging disk."""
 
@@ -127,7 +128,8 @@ def build(
     `load` raises.
     """
     memory = size(site.memory) if site.memory is not None else _needed(site.guests)
-    machine = virt(memory, site.harts, disks=open_disks([_path(directory, disk) for disk in site.disks], stack))
+    disks = open_disks([_path(directory, disk) for disk in site.disks], stack)
+    machine = virt(memory, site.harts, disks=disks, isa=site.isa or _isa(site.guests))
     paging = None if site.paging is None else size(site.paging)
     monitor = Monitor(machine, paging=paging)
     guests = list(_create(monitor, site.guests, consoles, clock, DEEPEST))
@@ -223,6 +225,12 @@ def _memory(guest: Guest) -> int:
     if guest.memory is not None:
         return size(guest.memory)
     return _needed(guest.guests) if guest.guests else size("512M")
+
+
+def _isa(guests: dict[str, Guest]) -> Isa:
+    """What the harts must have for all of them."""
+    needed = [_isa(guest.guests) if guest.guests else isa_of(guest.image) for guest in guests.values()]
+    return "hv" if "hv" in needed else "base"
 
 
 def _needed(guests: dict[str, Guest]) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ringfence.cli import options as cli
-from ringfence.cli.guest import guest_of
+from ringfence.cli.guest import guest_of, isa_of
 
 if TYPE_CHECKING:
     from ringfence.guest.symbols import Symbols
@@ -59,6 +59,7 @@ def explain(image: tuple[str, ...], va: str, **options: Any) -> None:
         options["harts"],
         engine=options["engine"] or "threaded",
         technique=technique,
+        isa=isa_of(image[0] if image else None),
     )
     if not 0 <= options["hart"] < options["harts"]:
         raise click.UsageError(f"there is no hart {options['hart']}: the last is {options['harts'] - 1}")
