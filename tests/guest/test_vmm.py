@@ -215,3 +215,27 @@ def test_isa_is_one_that_there_is() -> None:
     """Another is refused in a sentence."""
     with pytest.raises(MachineError, match="there is no ISA 'x86'"):
         virt(64 * MiB, isa="x86")  # type: ignore[arg-type]
+
+
+def test_vmm_gets_its_share_and_leaves_what_it_does_not_need() -> None:
+    """A monitor that is a guest, with a busy machine three levels up, has its share of the hart like any other; while
+    its guest waits for input the neighbour has all of it.
+    """
+    monitor = Monitor(virt(192 * MiB, isa="hv"), quantum=100_000)
+    nested_ = monitor.create("nested", 64 * MiB, share=2)
+    load(nested_, VMM, initrd=[CORRAL], append=arguments(3, ends=""))
+    nested_.console.expect("corral> ")
+    busy = monitor.create("busy", 32 * MiB)
+    load(busy, CORRAL)
+    busy.console.expect("corral> ")
+    busy.console.send("run count 1000\n")
+    before = nested_.steps, busy.steps
+    monitor.run(3_000_000)
+    waited, worked = nested_.steps - before[0], busy.steps - before[1]
+    assert worked >= 0.95 * (worked + waited)
+
+    nested_.console.send("run count 1000\n")
+    monitor.run(1_000_000)
+    before = nested_.steps, busy.steps
+    monitor.run(6_000_000)
+    assert (nested_.steps - before[0]) / (busy.steps - before[1]) == pytest.approx(2, rel=0.02)
