@@ -12,7 +12,8 @@ import pytest
 from ringfence import CORRAL, VMM, MiB, Monitor, Virt, load, nested, virt
 from ringfence.errors import MachineError
 from ringfence.machine.exit import Budget, Deadline, PowerOff
-from ringfence.machine.virtualizer import Cause, Launched
+from ringfence.machine.launched import Launched
+from ringfence.machine.virtualizer import Cause
 from ringfence.monitor.monitor import Technique
 
 Engine = Literal["threaded", "reference"]

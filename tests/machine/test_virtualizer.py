@@ -98,6 +98,28 @@ def test_map_counts_as_it_stands(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_table_that_serves_twice_counts_twice(engine: Engine) -> None:
+    """Where f has one table in two places a change of it is seen in both."""
+    machine = host(engine)
+    word(machine, MIDDLE + 8, LOWER // FRAME << 10 | 1)
+    code = [put("ld", rd=5, rs1=10, imm=0), put("ld", rd=6, rs1=11, imm=0), put("jal", rd=0, imm=-8)]
+    program(machine, code, AREA)
+    page(machine, 0, AREA, X)
+    for n in (1, 2):
+        word(machine, AREA + n * PAGE, n)
+    page(machine, 1, AREA + PAGE, R)
+    state(machine, pc=RAM, priv=M, x10=RAM + PAGE, x11=RAM + 2 * MiB + PAGE)
+    request = Request(budget=20)
+    launch(machine, request)
+    guest = machine.virtualizer.machines[1].harts[0]  # type: ignore[union-attr]
+    assert (guest["t0"], guest["t1"]) == (1, 1)
+    page(machine, 1, AREA + 2 * PAGE, R)
+    request.flags = 0
+    launch(machine, request)
+    assert (guest["t0"], guest["t1"]) == (2, 2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_exceptions_stay_in_their_machine(engine: Engine) -> None:
     """A system call and an illegal instruction go to the machine's own handler, and its monitor is not entered."""
     machine = host(engine)

@@ -222,7 +222,7 @@ class Deprivileged:
                     break
                 self._satp[root := self._root(hart)] = words[_SATP]
                 lent[_SATP] = root
-        finally:  # f's answer may be missing (machine.virtualizer.VmFault)
+        finally:  # f's answer may be missing (machine.launched.VmFault)
             words[_REGISTERS] = lent[_REGISTERS]
             words[_FLOAT] = lent[_FLOAT]
             if lent[_RESERVATION] != reserved:
