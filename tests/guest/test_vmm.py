@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from functools import cache
 from itertools import pairwise
@@ -240,3 +241,19 @@ def test_vmm_gets_its_share_and_leaves_what_it_does_not_need() -> None:
     before = nested_.steps, busy.steps
     monitor.run(6_000_000)
     assert (nested_.steps - before[0]) / (busy.steps - before[1]) == pytest.approx(2, rel=0.02)
+
+
+@pytest.mark.parametrize("technique", ["virtualizer", "trap"])
+def test_vmm_does_not_notice_that_its_memory_is_taken(technique: Technique) -> None:
+    """Frames with its program, maps and machines' memory go to the paging disk at random steps, and come back."""
+    rng = random.Random(5)
+    depth, taken = 2, 0
+    monitor = Monitor(virt(96 * MiB, isa="hv"))
+    machine = monitor.create("machine", memory(depth), technique=technique)
+    load(machine, VMM, initrd=[CORRAL], append=arguments(depth))
+    while isinstance(ended := machine.run(rng.randrange(1, 20_000)), Budget):
+        for at, _, _, size in rng.sample(held := list(machine.ram.f.pages()), min(len(held), 8)):
+            taken += monitor.page_out(machine, at + rng.randrange(0, size, 4096))
+    assert isinstance(ended, PowerOff) and taken > 300
+    bottom = levels(machine)[-1]
+    assert bottom.digest() == bare(depth, bottom.ram.size)
