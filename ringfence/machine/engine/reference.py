@@ -161,10 +161,11 @@ class Known:
         self._words, self._hart = hart.words, hart
         tlb.write(self, Int(va), Int(pte))  # type: ignore[arg-type]
 
-    def entry(self, hart: Hart, va: int) -> int:
-        """What its entry for a page says; there is one."""
+    def entry(self, hart: Hart, va: int) -> int | None:
+        """What its entry for a page says, if there is one."""
         self._words, self._hart = hart.words, hart
-        return value_of(self.element("tlb_pte", tlb.find(self, Int(va))))  # type: ignore[arg-type]
+        n = value_of(tlb.find(self, Int(va)))  # type: ignore[arg-type]
+        return None if n == tlb.ENTRIES else value_of(self.element("tlb_pte", Int(n)))
 
     def permission(self, hart: Hart, pa: int, size: int, machine: bool) -> int:
         """What physical memory protection grants to an access that counts as M's, or not."""
