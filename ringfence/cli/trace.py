@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from ringfence.guest.flows import Table, Technique
 
-NAMES = ("syscall", "read")
+NAMES = ("syscall", "read", "tlb-miss")
 NUMBERS, COLUMN, CELL = 10, 25, 44
 """Widths in characters: of the steps, from one column to the next, and of what is in a column."""
 
@@ -31,6 +31,7 @@ def trace(flow: str, technique: Technique) -> None:
     \b
     syscall   a program of the embedded guest makes a system call
     read      one reads from the console, and waits for it
+    tlb-miss  one loads what the TLB has no entry for, on harts whose TLB software fills
 
     The table is that of a real run, in the reference engine. In front is the machine's count of steps.
     """
@@ -41,7 +42,7 @@ def trace(flow: str, technique: Technique) -> None:
     click.echo(f"{FLOWS[flow].subject}, {where}\n")
     click.echo("\n".join(lines(found)))
     entered = "" if technique == "bare" else f"; the monitor was entered {found.entered} times"
-    click.echo(f"\n{found.length} steps from the call to the instruction behind it{entered}")
+    click.echo(f"\n{found.length} steps {FLOWS[flow].span}{entered}")
 
 
 def lines(table: Table) -> Iterator[str]:

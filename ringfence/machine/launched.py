@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -95,6 +95,9 @@ class LaunchedRam(GuestRam):
             with suppress(VmFault):
                 return os.pread(self.fd, FRAME, self.place(at, right))
         return bytes(FRAME)
+
+    def tables(self) -> Iterator[int]:
+        return (table for table, _ in self._watched)
 
     def moved(self, at: int, length: int) -> None:
         if any(at <= table < at + length for table, _ in self._watched):

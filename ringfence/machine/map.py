@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from array import array
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from ringfence.errors import WildMap
@@ -35,8 +35,8 @@ class Follower(Protocol):
         """Bytes in one of them have changed."""
         ...
 
-    def forget(self, at: int) -> None:
-        """f has changed for the frame at an offset."""
+    def forget(self, frames: Sequence[int]) -> None:
+        """f has changed for the frames at these offsets."""
         ...
 
     def drop(self) -> None:
@@ -46,6 +46,10 @@ class Follower(Protocol):
 
 class Resident(Protocol):
     """What knows where frames of a memory lie that it has tables in."""
+
+    def tables(self) -> Iterator[int]:
+        """Their offsets."""
+        ...
 
     def moved(self, at: int, length: int) -> None:
         """Those at an offset lie elsewhere from now on."""
@@ -277,18 +281,34 @@ class GuestRam(Ram):
     def take(self, at: int) -> None:
         """Take f's answer for a frame back."""
         self.f.clear(at)
-        self._forget((at, FRAME))
+        self.changed([at])
+
+    def changed(self, frames: Iterable[int]) -> None:
+        """f's answers for these frames (by offset) have changed."""
+        self._forget(*((at, FRAME) for at in frames))
         self.derived.moved()
+
+    def pinned(self) -> set[int]:
+        """The frames (by offset) that page tables with shadows, or shadows, of this machine or one on it lie in."""
+        found = {at for resident in self.residents for at in resident.tables()}
+        if self.shadows is not None:
+            found.update(self.shadows.traced)
+        for memory in self.above:
+            found.update(to & -FRAME for at in memory.pinned() if (to := memory.f.find(at)) is not None)
+        return found
 
     def _forget(self, *changed: tuple[int, int]) -> None:
         """f has changed for these (offset, length): what was composed with it is dropped, here and above."""
         for at, length in changed:
             for resident in self.residents:
                 resident.moved(at, length)
-            if self.shadows is not None:
-                self._forget_shadows(at, length)
             first, count = at >> 12, length >> 12
             self._places[first : first + count] = memoryview(array("Q", bytes(8 * count)))
+        if self.shadows is not None:
+            if sum(length for _, length in changed) > SUPERPAGE:
+                self.shadows.drop()
+            else:
+                self.shadows.forget([frame for at, length in changed for frame in range(at, at + length, FRAME)])
         if not self.above or not changed:
             return
         frames = bytearray(self.size >> 12)
@@ -301,14 +321,6 @@ class GuestRam(Ram):
         """Frames of the host's memory, those with a byte of 1, lie elsewhere."""
         pages = self.f.pages()
         self._forget(*((at, size) for at, to, _, size in pages if 1 in frames[to >> 12 : to + size >> 12]))
-
-    def _forget_shadows(self, at: int, length: int) -> None:
-        assert self.shadows is not None
-        if length > SUPERPAGE:
-            self.shadows.drop()
-            return
-        for frame in range(at, at + length, FRAME):
-            self.shadows.forget(frame)
 
     def write(self, pa: int, data: bytes | memoryview) -> None:
         super().write(pa, data)

@@ -75,7 +75,7 @@ class Ram:
 
     def look(self, at: int) -> bytes:
         """The frame at offset `at`, wherever it is now; that stays as it is."""
-        return os.pread(self.fd, FRAME, at)  # a map would take memory for a frame that was never written
+        return os.pread(self.fd, FRAME, at)  # of what nothing was written to the host has no memory, and gives none
 
     def read(self, pa: int, length: int) -> bytes:
         return b"".join(self.map[at : at + n] for at, n in self.places(self.offset(pa, length), length))

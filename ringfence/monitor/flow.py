@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ringfence.errors import MachineError
-from ringfence.isa.paging import Access
+from ringfence.isa import tlb
+from ringfence.isa.paging import PPN, Access
 from ringfence.isa.trap import Cause, Irq
 from ringfence.machine.board import Virt
 from ringfence.machine.engine.reference import Known, ReferenceEngine, Trap, value_of
 from ringfence.machine.hart import Hart
 from ringfence.machine.machine import Computer
-from ringfence.monitor.technique.trap import TrapAndEmulate
+from ringfence.monitor.technique.trap import Deprivileged
 from ringfence.word import Word
 
 
@@ -23,6 +24,14 @@ class Transfer(NamedTuple):
     offset: int
     written: bool
     value: int
+
+
+class Entry(NamedTuple):
+    """The hart's software-filled TLB was given one."""
+
+    page: int
+    """Its number, of 4 KiB."""
+    frame: int
 
 
 class Event(NamedTuple):
@@ -42,6 +51,7 @@ class Event(NamedTuple):
     by_monitor: bool
     cause: Cause | Irq | None
     transfer: Transfer | None
+    entry: Entry | None
     after: tuple[int, int]
     """The mode and pc to which it led."""
 
@@ -51,8 +61,8 @@ Take = Callable[[Event], None]
 
 def watch(machine: Virt, take: Take) -> None:
     """From now on give `take` every event of the machine. Raises MachineError where not all of them can be seen."""
-    engine, trapped = machine.engine, isinstance(machine.engine, TrapAndEmulate)
-    if isinstance(engine, TrapAndEmulate):
+    engine, trapped = machine.engine, isinstance(machine.engine, Deprivileged)
+    if isinstance(engine, Deprivileged):
         host = engine.host
         host.reference = _Lent(host, machine, take)
         engine = host.engine
@@ -69,17 +79,18 @@ class _Watched(Known):
         self._take, self._by_monitor = take, by_monitor
         self._cause: Cause | Irq | None = None
         self._transfer: Transfer | None = None
+        self._entry: Entry | None = None
 
     def step(self, hart: Hart) -> bool:
         place = self._computer.clock.steps, hart.priv, hart.pc
-        self._bits, self._cause, self._transfer = 0, None, None
+        self._bits, self._cause, self._transfer, self._entry = 0, None, None, None
         check = super().step(hart)
         self._tell(hart, place)
         return check
 
     def interrupt(self, hart: Hart) -> bool:
         place = self._computer.clock.steps, hart.priv, hart.pc
-        self._bits, self._transfer = 0, None
+        self._bits, self._transfer, self._entry = 0, None, None
         taken = super().interrupt(hart)
         if taken:
             self._tell(hart, place)
@@ -87,7 +98,7 @@ class _Watched(Known):
 
     def _tell(self, hart: Hart, place: tuple[int, int, int]) -> None:
         after = hart.priv, hart.pc
-        self._take(Event(*place, self._bits, self._by_monitor, self._cause, self._transfer, after))
+        self._take(Event(*place, self._bits, self._by_monitor, self._cause, self._transfer, self._entry, after))
 
     def _enter(self, cause: Word, tval: Word, interrupt: bool) -> None:
         super()._enter(cause, tval, interrupt)
@@ -105,6 +116,12 @@ class _Watched(Known):
     def store(self, va: Word, value: Word) -> None:
         super().store(va, value)
         self._reach(True, value_of(value))
+
+    def set_element(self, name: str, n: Word, value: Word) -> None:
+        super().set_element(name, n, value)
+        if name == "tlb_pte":
+            page = value_of(self.element("tlb_tag", n)) & tlb.PAGE
+            self._entry = Entry(page, value_of(value) >> 10 & PPN)
 
     def _reach(self, written: bool, value: int) -> None:
         for start, end, device in self._computer.bus.windows():
@@ -125,5 +142,5 @@ class _Lent(Known):
         self._bits = 0
         caught = super().attempt(hart)
         cause = None if caught is None else Cause(caught.cause)
-        self._take(Event(machine.clock.steps, priv, pc, self._bits, False, cause, None, (priv, hart.pc)))
+        self._take(Event(machine.clock.steps, priv, pc, self._bits, False, cause, None, None, (priv, hart.pc)))
         return caught

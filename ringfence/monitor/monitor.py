@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal, get_args
@@ -18,6 +19,7 @@ from ringfence.machine.memory import FRAME, READ, amount
 from ringfence.monitor.allocator import Allocator
 from ringfence.monitor.pager import PagingDisk
 from ringfence.monitor.scheduler import QUANTUM, Account, Claim, Scheduler, admit
+from ringfence.monitor.sharing import SHARED, alike
 from ringfence.monitor.technique.shadow import Shadows
 from ringfence.monitor.vdevice.extent import Allocation, Extent
 from ringfence.monitor.vdevice.minidisk import Minidisk, Mode, attach, release
@@ -104,6 +106,8 @@ class Monitor:
         """VM-faults that this monitor has answered."""
         self._allocator = Allocator(machine.ram)
         self._tables = 0
+        self._sharers: dict[int, int] = {}
+        """Frames of this machine that nobody may write, and how many machines have each."""
         self._disk = PagingDisk(paging)
         self._extents = Allocation(machine.disks)
 
@@ -277,7 +281,11 @@ class Monitor:
         self.faults += 1
         vm.account.faults += 1
         try:
-            self._give(vm, at)
+            found = vm.ram.f.look(at)
+            if found is not None and found[2] == FRAME and found[0] in self._sharers:
+                self._separate(vm, at & -FRAME, found[0])
+            else:
+                self._give(vm, at)
         except OutOfMemory as error:
             error.machine = error.machine or vm
             raise
@@ -315,6 +323,61 @@ class Monitor:
         vm.ram.f.set(at, to)
         vm.held += FRAME
 
+    def share(self) -> int:
+        """Frames of equal bytes in several machines become one, until a machine writes it; those of zeroes are given
+        back. Resident memory stays as it is. How many bytes are free for it.
+        """
+        before = self._allocator.free
+        changed: defaultdict[VirtualMachine, list[int]] = defaultdict(list)
+        left: list[int] = []
+        try:
+            for (vm, at, to), other in list(alike(list(self.guests.values()), self.machine.ram)):
+                changed[vm].append(at)
+                if other is None:
+                    vm.ram.f.clear(at)
+                    vm.held -= FRAME
+                else:
+                    if other.to not in self._sharers:
+                        changed[other.vm].append(other.at)
+                        other.vm.ram.f.set(other.at, other.to, SHARED)
+                        self._sharers[other.to] = 1
+                    vm.ram.f.set(at, other.to, SHARED)
+                    self._sharers[other.to] += 1
+                    vm.account.shared += 1
+                left.append(to)
+        finally:
+            for vm, frames in changed.items():
+                vm.ram.changed(frames)
+            for to in left:
+                self._leave(to)
+        return self._allocator.free - before
+
+    def _separate(self, vm: VirtualMachine, at: int, to: int) -> None:
+        """A machine writes a frame that others have too: it gets one of its own, unless it is the last."""
+        if self._sharers[to] == 1:
+            del self._sharers[to]
+            vm.ram.give(at, to)
+            return
+        own = self._frame()
+        if vm.ram.f.find(at) != to:  # it was taken, to have one
+            self._allocator.give_back(own, FRAME)
+            if vm.ram.f.find(at) is None:
+                self._give(vm, at)
+            return
+        host = self.machine.ram
+        host.write(host.base + own, host.read(host.base + to, FRAME))
+        vm.ram.give(at, own)
+        self._leave(to)
+        vm.account.separated += 1
+
+    def _leave(self, to: int) -> None:
+        """A frame of the host is one machine's less."""
+        count = self._sharers.pop(to, 1) - 1
+        if count:
+            self._sharers[to] = count
+        else:
+            self._allocator.give_back(to, FRAME)
+
     def _frame(self) -> int:
         """A frame for a machine: one that is free, or one that is taken from a machine. Raises OutOfMemory."""
         try:
@@ -335,6 +398,10 @@ class Monitor:
             if self._allocator.free <= free:
                 raise OutOfMemory("the host machine's memory is used up")
 
+    def _spare(self) -> int:
+        """And how many are free beside them."""
+        return self._allocator.free // FRAME - self._kept()
+
     def _table(self) -> int:
         to = self._allocator.frame()
         self._tables += 1
@@ -345,19 +412,19 @@ class Monitor:
         self._tables -= 1
 
     def reclaim(self, count: int) -> None:
-        """Take up to `count` frames from machines. Raises OutOfMemory where there are none to take."""
-        taken = 0
+        """Take frames from machines until `count` more are free. Raises OutOfMemory where there are none to take."""
+        taken, before = 0, self._spare()
         self.machine.ram.derived.moved()  # what is used from now on is looked up, and so seen to be used
         try:
             for vm, at in victims(list(self.guests.values())):
                 self.page_out(vm, at)
-                taken += 1
-                if taken == count:
+                taken = self._spare() - before
+                if taken >= count:
                     return
         except OutOfMemory:  # the paging disk is full
-            if not taken:
+            if taken <= 0:
                 raise
-        if not taken:
+        if taken <= 0:
             raise OutOfMemory("the host machine's memory is used up, and none of it can be paged")
 
     def page_out(self, vm: VirtualMachine, at: int) -> bool:
@@ -374,7 +441,7 @@ class Monitor:
             vm.ram.absent[at] = partial(self._disk.read, slot)
         vm.account.paged_out += 1
         vm.ram.take(at)  # may ask for the frame at once, where it holds an f of the machine's own
-        self._allocator.give_back(to, FRAME)
+        self._leave(to)
         vm.held -= FRAME
         return True
 
@@ -392,7 +459,10 @@ class Monitor:
         vm.ram.absent.clear()
         vm.held = vm.hand = 0
         for _, to, _, size in vm.ram.f.pages():
-            self._allocator.give_back(to, size)
+            if size == FRAME:
+                self._leave(to)
+            else:
+                self._allocator.give_back(to, size)
         vm.ram.f.empty()
 
 

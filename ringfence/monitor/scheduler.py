@@ -117,6 +117,10 @@ class Account:
     """VM-faults that the monitor answered for it."""
     paged_out: int = 0
     paged_in: int = 0
+    shared: int = 0
+    """Frames in whose place it got one that another machine has too."""
+    separated: int = 0
+    """Such frames that it has written, and so has a copy of."""
 
     service: float = 0.0
     """Steps received, those of each slice divided by its weight then."""

@@ -11,6 +11,8 @@ from ringfence.machine.machine import Computer
 from ringfence.monitor.technique.trap import Deprivileged
 from ringfence.monitor.vm import VirtualMachine
 
+QUIET = {"machine switches", "frames shared", "copied at a write"}
+"""What is no entry of its own to the monitor."""
 Stats = dict[str, dict[str, int]]
 """Source of overhead: what was done, and how often."""
 
@@ -31,7 +33,13 @@ def stats(vm: VirtualMachine) -> Stats:
     account, engine = vm.account, vm.engine
     privileged, paging = (
         {},
-        {"VM-faults": account.faults, "pages taken": account.paged_out, "and given back": account.paged_in},
+        {
+            "VM-faults": account.faults,
+            "pages taken": account.paged_out,
+            "and given back": account.paged_in,
+            "frames shared": account.shared,
+            "copied at a write": account.separated,
+        },
     )
     if isinstance(engine, Deprivileged):
         privileged = {
@@ -49,7 +57,7 @@ def stats(vm: VirtualMachine) -> Stats:
 
 def entries(found: Stats) -> int:
     """How often the monitor was entered."""
-    return sum(count for rows in found.values() for what, count in rows.items() if what != "machine switches")
+    return sum(count for rows in found.values() for what, count in rows.items() if what not in QUIET)
 
 
 def direct(vm: VirtualMachine) -> float:

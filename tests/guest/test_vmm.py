@@ -245,15 +245,23 @@ def test_vmm_gets_its_share_and_leaves_what_it_does_not_need() -> None:
 
 @pytest.mark.parametrize("technique", ["virtualizer", "trap"])
 def test_vmm_does_not_notice_that_its_memory_is_taken(technique: Technique) -> None:
-    """Frames with its program, maps and machines' memory go to the paging disk at random steps, and come back."""
+    """Frames with its program, maps and machines' memory go to the paging disk at random steps, and come back; or are
+    shared with another's, and copied when they are written.
+    """
     rng = random.Random(5)
     depth, taken = 2, 0
-    monitor = Monitor(virt(96 * MiB, isa="hv"))
+    monitor = Monitor(virt(128 * MiB, isa="hv"))
     machine = monitor.create("machine", memory(depth), technique=technique)
-    load(machine, VMM, initrd=[CORRAL], append=arguments(depth))
+    twin = monitor.create("twin", 32 * MiB)
+    for guest, append in ((machine, arguments(depth)), (twin, "")):
+        load(guest, VMM, initrd=[CORRAL], append=append)
+    twin.run(200_000)
     while isinstance(ended := machine.run(rng.randrange(1, 20_000)), Budget):
         for at, _, _, size in rng.sample(held := list(machine.ram.f.pages()), min(len(held), 8)):
             taken += monitor.page_out(machine, at + rng.randrange(0, size, 4096))
+        if rng.random() < 0.2:
+            monitor.share()
     assert isinstance(ended, PowerOff) and taken > 300
+    assert machine.account.shared + twin.account.shared > 10 and machine.account.separated
     bottom = levels(machine)[-1]
     assert bottom.digest() == bare(depth, bottom.ram.size)

@@ -7,25 +7,29 @@ from itertools import pairwise
 import pytest
 
 from ringfence import CORRAL, MachineError, MiB, Virt, load
+from ringfence.isa.spec import disassemble
 from ringfence.isa.trap import Cause
-from ringfence.monitor.flow import Event, watch
+from ringfence.machine.board import Tlb
+from ringfence.monitor.flow import Entry, Event, watch
 from ringfence.monitor.monitor import Technique, nested
 
 END = 80_000
 """ns: Corral waits at its prompt by then."""
 CONFIGURATIONS: list[list[Technique]] = [[], ["virtualizer"], ["trap"], ["virtualizer"] * 2]
+TLBS: list[Tlb] = ["hardware", "software"]
 
 
-def machine(techniques: list[Technique]) -> Virt:
-    found = nested(len(techniques), 16 * MiB, engine="reference", technique=techniques)
+def machine(techniques: list[Technique], tlb: Tlb = "hardware") -> Virt:
+    found = nested(len(techniques), 16 * MiB, engine="reference", technique=techniques, tlb=tlb)
     load(found, CORRAL)
     return found
 
 
+@pytest.mark.parametrize("tlb", TLBS)
 @pytest.mark.parametrize("techniques", CONFIGURATIONS, ids=lambda names: "-".join(names) or "bare")
-def test_every_step_is_told_once(techniques: list[Technique]) -> None:
+def test_every_step_is_told_once(techniques: list[Technique], tlb: Tlb) -> None:
     """In order, whoever takes it; and the run is the one that is not watched."""
-    watched, alone = machine(techniques), machine(techniques)
+    watched, alone = machine(techniques, tlb), machine(techniques, tlb)
     events: list[Event] = []
     watch(watched, events.append)
     for each in (watched, alone):
@@ -51,6 +55,21 @@ def test_monitor_is_seen_where_it_traps_and_not_where_it_does_not() -> None:
     for before, event in applied:
         assert not before.by_monitor and before.cause is not None and before.pc == event.pc
     assert any(before.cause is Cause.ILLEGAL for before, _ in applied)
+
+
+def test_entry_is_told_where_the_guest_writes_one() -> None:
+    """By the one instruction that does, on either machine alike; a hart that walks has none."""
+    told: list[list[tuple[int, Entry]]] = []
+    cases: list[tuple[list[Technique], Tlb]] = [([], "software"), (["trap"], "software"), (["trap"], "hardware")]
+    for techniques, tlb in cases:
+        guest = machine(techniques, tlb)
+        events: list[Event] = []
+        watch(guest, events.append)
+        guest.run(until=END)
+        written = [event for event in events if event.entry is not None]
+        assert all(disassemble(event.bits).startswith("tlbwr ") for event in written)
+        told.append([(event.steps, event.entry) for event in written if event.entry is not None])
+    assert told[0] == told[1] != [] == told[2]
 
 
 def test_device_is_told_with_its_register() -> None:

@@ -163,10 +163,11 @@ class Known:
         self._words, self._hart = hart.words, hart
         tlb.write(self, Int(va), Int(pte))  # type: ignore[arg-type]
 
-    def entry(self, hart: Hart, va: int) -> int:
-        """What its entry for a page says; there is one."""
+    def entry(self, hart: Hart, va: int) -> int | None:
+        """What its entry for a page says, if there is one."""
         self._words, self._hart = hart.words, hart
-        return value_of(self.element("tlb_pte", tlb.find(self, Int(va))))  # type: ignore[arg-type]
+        n = value_of(tlb.find(self, Int(va)))  # type: ignore[arg-type]
+        return None if n == tlb.ENTRIES else value_of(self.element("tlb_pte", Int(n)))
 
     def write_csrs(self, hart: Hart, values: Sequence[tuple[int, int]]) -> None:
         """(number, value) of each, as a write in M-mode sets it; mstatus last, which others make dirty."""

@@ -1,19 +1,20 @@
 """Trap and emulate where software fills the TLB: the monitor fills that of the lent hart (Disco; Bugnion et al. 1997).
 
-The guest's TLB is its virtual hart's state. When the lent hart misses, the frame that the guest has installed is
-replaced by the machine's, and the pair remembered: a second-level software TLB, larger than the hardware's, which all
-modes of the guest share. It answers misses of the real TLB that the guest's own would not have had. One that it would
-have had is the guest's, to the step.
+The guest's TLB is its virtual hart's state. Where the guest installs an entry, which traps, its frame is replaced by
+the machine's in the entry that the lent hart gets, and the pair remembered: a second-level software TLB, larger than
+the hardware's, which all modes of the guest share. It answers misses of the real TLB that the guest's own would not
+have had. One that it would have had is the guest's, to the step.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ringfence.isa import pmp
 from ringfence.isa.paging import ACCESSED, DIRTY, USER, Access, R, V, W, X
-from ringfence.isa.trap import Cause, M
+from ringfence.isa.trap import Cause, M, Status
 from ringfence.machine.engine.reference import Trap
 from ringfence.machine.hart import Hart
 from ringfence.machine.launch import Trapped
@@ -23,11 +24,13 @@ from ringfence.monitor.technique.shadow import RIGHTS
 from ringfence.monitor.technique.trap import PAGE, PTE, RIGHT, SHADOW_MODE, Deprivileged, mode_of, rights_of
 
 if TYPE_CHECKING:
+    from ringfence.machine.clock import Clock
     from ringfence.machine.machine import Computer, Engine
 
 _LEAF = V | USER | ACCESSED | DIRTY
 ASIDS = 1 << 16
 """Of a hart."""
+ANY = Access.LOAD, Access.FETCH, Access.STORE
 UNTRANSLATED = -1
 """In place of the ASID of a guest's address space."""
 Space = tuple[int, int, int]
@@ -35,10 +38,14 @@ Space = tuple[int, int, int]
 
 
 class SecondLevel:
-    """At most `size` entries for each hart that is lent; 0: switched off. The counts are of misses of the real TLBs."""
+    """At most `size` entries for each hart that is lent; 0: switched off. The counts are of misses of the real TLBs,
+    but for the first.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.installed = 0
+        """Pairs that were composed where the guest installed its entry."""
         self.answered = 0
         """By an entry here."""
         self.composed = 0
@@ -55,6 +62,8 @@ class TrapAndRefill(Deprivileged):
         self.traced: tuple[int, ...] = ()
         self._entries: defaultdict[int, dict[tuple[int, int], int]] = defaultdict(dict)
         """By lent hart: of an ASID and the number of a page, what the real entry is."""
+        self._changed: dict[int, tuple[int, int]] = {}
+        """By virtual hart: the page whose entry has changed, and satp then."""
         self._asids: dict[Space, int] = {}
         ram.shadows = self
         super().__init__(computer, ram, host)
@@ -64,8 +73,9 @@ class TrapAndRefill(Deprivileged):
     def written(self, at: int, length: int) -> None:
         pass
 
-    def forget(self, at: int) -> None:
-        self.drop()
+    def forget(self, frames: Sequence[int]) -> None:
+        if frames:
+            self.drop()
 
     def drop(self) -> None:
         for number, real in enumerate(self._real):
@@ -80,6 +90,8 @@ class TrapAndRefill(Deprivileged):
     def retranslate(self, hart: Hart, page: int | None) -> None:
         """The guest's TLB is about to change: what was filled by it goes."""
         real, entries = self._real[hart.number], self._entries[hart.number]
+        if page is not None:  # of two in one row the second is what it writes
+            self._changed[hart.number] = page, hart.satp
         others = {asid for (_, _, space), asid in self._asids.items() if space == UNTRANSLATED}
         if page is None:
             self._entries[hart.number] = {key: pte for key, pte in entries.items() if key[0] in others}
@@ -90,6 +102,28 @@ class TrapAndRefill(Deprivileged):
         self._host.engine.retranslate(real, page)
 
     # Direct execution
+
+    def _go(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> Trapped | None:
+        if hart.number in self._changed:
+            self._follow(hart, *self._changed.pop(hart.number))
+        return super()._go(hart, clock, offset, deadline)
+
+    def _follow(self, hart: Hart, page: int, satp: int) -> None:
+        """The guest has changed its entry for a page: the real one follows, in the mode that the guest is in there; for
+        a handler, which runs untranslated, that to which it returns.
+        """
+        kept = hart.satp, hart.priv, hart.mstatus
+        try:
+            if satp >> 60 == 0:
+                status = hart.stlbstatus
+                satp, hart.priv = satp | status & 15 << 60, status >> Status.SPP & 1
+            hart.satp = satp
+            hart.mstatus &= ~(1 << Status.MPRV)
+            self._real[hart.number].satp = self._root(hart)
+            there = mode_of(hart) is not None and self._computer.reference.entry(hart, page) is not None
+            self.second.installed += there and self._install(hart, page, ANY)
+        finally:
+            hart.satp, hart.priv, hart.mstatus = kept
 
     def _empty(self, number: int, real: Hart) -> None:
         self._entries[number].clear()
@@ -111,15 +145,19 @@ class TrapAndRefill(Deprivileged):
         return number << 60 | self._asids.setdefault(key, len(self._asids)) << 44
 
     def _answer(self, hart: Hart, trapped: Trapped) -> bool:
-        if trapped.cause != Cause.TLB_REFILL:
-            return trapped.cause in PAGE and self._install(hart, trapped.tval, (PAGE[Cause(trapped.cause)],))
         real, va = self._real[hart.number], trapped.tval
-        pte = self._entries[hart.number].get((real.satp >> 44 & 0xFFFF, va >> 12))
-        if pte is not None:
-            self.second.answered += 1
+        if trapped.cause != Cause.TLB_REFILL:
+            answered = trapped.cause in PAGE and self._install(hart, va, (PAGE[Cause(trapped.cause)],))
+            self.second.composed += answered
+        elif pte := self._entries[hart.number].get((real.satp >> 44 & 0xFFFF, va >> 12)):
             self._host.reference.fill(real, va, pte)
-            return True
-        return self._install(hart, va, (Access.LOAD, Access.FETCH, Access.STORE))
+            self.second.answered += 1
+            answered = True
+        else:
+            answered = self._install(hart, va, ANY)
+            self.second.composed += answered
+        self.filled += answered
+        return answered
 
     def _install(self, hart: Hart, va: int, accesses: tuple[Access, ...]) -> bool:
         """An entry for the page, if the guest has one that grants one of these. False: the access is the monitor's."""
@@ -138,8 +176,12 @@ class TrapAndRefill(Deprivileged):
         if not 0 <= at < ram.size:
             return False
         ram.place(at, RIGHT[access])
-        mode = mode_of(hart)
-        rights = RIGHTS if mode is None else rights_of(reference.entry(hart, va), mode)
+        mode, rights = mode_of(hart), RIGHTS
+        if mode is not None:
+            entry = reference.entry(hart, va)
+            if entry is None:  # what the monitor above has filled is gone with the place that it was for
+                return False
+            rights = rights_of(entry, mode)
         granted = reference.permission(hart, ram.base + at, FRAME, machine)
         found = self._lies(at)
         assert found is not None
@@ -156,8 +198,6 @@ class TrapAndRefill(Deprivileged):
         self._owners[to, FRAME] = at
         real, pte = self._real[hart.number], (self._host.ram.base + to) // FRAME << 10 | _LEAF | rights
         self._host.reference.fill(real, va, pte)
-        self.second.composed += 1
-        self.filled += 1
         self._remember(hart, (real.satp >> 44 & 0xFFFF, va >> 12), pte)
         return True
 

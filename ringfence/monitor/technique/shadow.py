@@ -9,11 +9,11 @@ bytes. Where the guest maps a large page, or does not translate at all, the shad
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ringfence.isa.paging import ACCESSED, DIRTY, USER, R, V, W, X
-from ringfence.machine.memory import FRAME, Ram
+from ringfence.machine.memory import FRAME, WRITE, Ram
 
 RIGHTS = R | W | X
 SUPERPAGE = 512 * FRAME
@@ -72,6 +72,8 @@ class Shadows:
         """The shadow table, made where there is none. Raises OutOfMemory."""
         found = self._tables.get(key)
         if found is None:
+            if key.rights is None:
+                self._guest.place(key.at, WRITE)  # a frame of its own: shadows follow it by its place
             place = self._frame()
             found = self._tables[key] = Table(key, place)
             if key.rights is None:
@@ -98,6 +100,10 @@ class Shadows:
         """Frames of the host's memory lie elsewhere from now on."""
         if any(at <= table.place < at + length for table in self._tables.values()):
             self.drop()
+
+    def tables(self) -> Iterator[int]:
+        """The offsets in the host's memory of all tables."""
+        return (table.place for table in self._tables.values())
 
     @property
     def full(self) -> bool:
@@ -152,10 +158,11 @@ class Shadows:
             self._mapped[at].discard((table, n))
         self._write(table, n, 0)
 
-    def forget(self, at: int) -> None:
-        """f has changed for the frame at an offset."""
-        self.untrace(at)
-        self.unmap(at)
+    def forget(self, frames: Sequence[int]) -> None:
+        """f has changed for the frames at these offsets."""
+        for at in frames:
+            self.untrace(at)
+            self.unmap(at)
 
     def unmap(self, at: int) -> None:
         """No entry maps the frame at an offset of the guest's memory any more."""

@@ -207,6 +207,9 @@ class Deprivileged:
         try:
             while True:
                 trapped = launch(real, clock, offset, deadline)
+                if lent[_RESERVATION] != reserved:
+                    words[_RESERVATION] = self._virtual_granule(lent[_RESERVATION])
+                    reserved = lent[_RESERVATION]
                 if not own:  # what the virtual hart's monitor told of its modes has come about without us
                     words[_SATP] = self._satp.get(lent[_SATP], words[_SATP])
                     words[_MSTATUS] = words[_MSTATUS] & ~_FS | lent[_MSTATUS] & _FS
@@ -222,6 +225,7 @@ class Deprivileged:
                     break
                 self._satp[root := self._root(hart)] = words[_SATP]
                 lent[_SATP] = root
+                lent[_RESERVATION] = reserved = self._real_granule(words[_RESERVATION])  # which may lie elsewhere now
         finally:  # f's answer may be missing (machine.launched.VmFault)
             words[_REGISTERS] = lent[_REGISTERS]
             words[_FLOAT] = lent[_FLOAT]
