@@ -274,12 +274,13 @@ class GuestRam(Ram):
 
     def give(self, at: int, to: int, rights: int = ALL, size: int = FRAME) -> None:
         """Change f's answer, as `F.set` does, before anything here or above relies on it."""
+        self.vacate((at, size))
         self.f.set(at, to, rights, size)
         self._forget((at, size))
         self.derived.moved()
 
     def take(self, at: int) -> None:
-        """Take f's answer for a frame back."""
+        """Take f's answer for a frame back, which has been vacated."""
         self.f.clear(at)
         self.changed([at])
 
@@ -300,8 +301,6 @@ class GuestRam(Ram):
     def _forget(self, *changed: tuple[int, int]) -> None:
         """f has changed for these (offset, length): what was composed with it is dropped, here and above."""
         for at, length in changed:
-            for resident in self.residents:
-                resident.moved(at, length)
             first, count = at >> 12, length >> 12
             self._places[first : first + count] = memoryview(array("Q", bytes(8 * count)))
         if self.shadows is not None:
@@ -309,23 +308,45 @@ class GuestRam(Ram):
                 self.shadows.drop()
             else:
                 self.shadows.forget([frame for at, length in changed for frame in range(at, at + length, FRAME)])
-        if not self.above or not changed:
+        if changed:
+            for memory, lying in self._lying(changed):
+                memory._forget(*lying)
+
+    def vacate(self, *frames: tuple[int, int]) -> None:
+        """No tables of residents lie in these (offset, length) any more. They are emptied, so while the frames are
+        there.
+        """
+        for at, length in frames:
+            for resident in self.residents:
+                resident.moved(at, length)
+        if frames:
+            for memory, lying in self._lying(frames):
+                if memory.residents or memory.above:
+                    memory.vacate(*lying)
+
+    def _lying(self, there: Sequence[tuple[int, int]]) -> Iterator[tuple[GuestRam, Iterator[tuple[int, int]]]]:
+        """Memory of virtual machines on this one, and which (offset, length) of it lie in these."""
+        if not self.above:
             return
         frames = bytearray(self.size >> 12)
-        for at, length in changed:
+        for at, length in there:
             frames[at >> 12 : at + length >> 12] = b"\1" * (length >> 12)
         for memory in self.above:
-            memory._moved(frames)
+            yield memory, memory.lying(frames)
 
-    def _moved(self, frames: bytearray) -> None:
-        """Frames of the host's memory, those with a byte of 1, lie elsewhere."""
-        pages = self.f.pages()
-        self._forget(*((at, size) for at, to, _, size in pages if 1 in frames[to >> 12 : to + size >> 12]))
+    def lying(self, frames: bytearray) -> Iterator[tuple[int, int]]:
+        """Which (offset, length) lie in frames of the host's memory: those with a byte of 1."""
+        return ((at, size) for at, to, _, size in self.f.pages() if 1 in frames[to >> 12 : to + size >> 12])
 
     def write(self, pa: int, data: bytes | memoryview) -> None:
         super().write(pa, data)
         if self.shadows is not None and self.shadows.traced:
             self._tell(pa - self.base, len(data))
+
+    def zero(self, at: int, length: int) -> None:
+        super().zero(at, length)
+        if self.shadows is not None:
+            self._tell(at, length)
 
     def windows(self, pa: int, length: int) -> Iterator[memoryview]:
         yield from super().windows(pa, length)
@@ -369,6 +390,7 @@ class GuestRam(Ram):
         return used
 
     def clear(self) -> None:
+        self.vacate((0, self.size))
         self._release()
         self._forget((0, self.size))
         self.derived.everything()

@@ -123,6 +123,9 @@ class Ram:
 class Derived:
     """What an engine holds that follows from memory's bytes. It is told before they change."""
 
+    moves = 0
+    """How often frames of any virtual machine were moved."""
+
     def __init__(self) -> None:
         self.watchers: dict[int, set[Callable[[], None]]] = {}
         """Of frames: what is to be called, once, when their bytes are about to change."""
@@ -151,13 +154,22 @@ class Derived:
 
     def moved(self) -> None:
         """Frames of a virtual machine are in other places now."""
+        self.moves += 1
 
-    def shadow(self, frame: int, shadows: Sequence[int], retire: Callable[[], None]) -> bool:
+    def shadow(self, frame: int, whose: object, shadows: Sequence[int], retire: Callable[[], None]) -> bool:
         """A frame is a table whose entries those of `shadows`, which are frames too, follow from: where it changes they
-        become zero. `retire` is called where it is written so much that it seems to be none. False: somebody else has
-        to see to that.
+        become zero. They take the place of the last ones of the same `whose`. `retire` is called where the frame is
+        written so much that it seems to be none. False: somebody else has to see to that.
         """
         return False
+
+    def filled(self, place: int, source: int, entry: int) -> None:
+        """The entry at a place is one of a shadow and follows from the one at `source`, as that is now: where both are
+        cleared and that one is so again, until frames move, this may be too.
+        """
+
+    def cleared(self, place: int) -> None:
+        """It may not."""
 
     def everything(self) -> None:
         """All of memory is about to change."""

@@ -309,7 +309,7 @@ def _shadows_of(ram: Beside, at: int, level: int, va: int, names: dict[Ram, str]
     assert host is not None
     for root in shadows.roots(at, level):
         entries = tuple(host.entry(table.key.level, table.place + 8 * n) for table, n in shadows.trail(root, va))
-        if entries:
+        if entries and all(entry.value & V for entry in entries):  # what native code has cleared is in memory alone
             inside = (1 << PAGE_BITS + 9 * entries[-1].level) - 1
             host_pa = (entries[-1].value >> 10 & PPN) << PAGE_BITS | va & inside
             yield Shadow(names.get(host.ram, BARE), _mode(root), entries, host_pa)

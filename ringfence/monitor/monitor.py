@@ -167,10 +167,13 @@ class Monitor:
         reservation: float = 0,
         technique: Technique = "virtualizer",
         second_level: int = 4096,
+        shadows: Literal["kept", "rebuilt"] = "kept",
     ) -> VirtualMachine:
         """A virtual machine, as `virt` makes a bare one. It has the first `resident` bytes of its memory at all times.
         Minidisks among `disks` are its own until `vdevice.minidisk.release`. `second_level`: under `trap`, where
         software fills the TLB, how many entries of a hart the monitor remembers (`technique.refill`); 0: none.
+        `shadows`: under `trap`, where hardware does, whether shadow page tables outlast a write of the guest's to
+        satp, or are made anew after it, as on VM/370.
 
         Of the harts it has a part by its share, at most `cap` and, while it wants to run, at least `reservation` of
         one. Raises MachineError."""
@@ -202,7 +205,7 @@ class Monitor:
             VirtualMachine,
             ram,
             harts,
-            engine=self._engine(ram, technique, second_level),
+            engine=self._engine(ram, technique, second_level, shadows == "kept"),
             clock=clock,
             step_ns=step_ns,
             turn=turn,
@@ -261,7 +264,9 @@ class Monitor:
         others = (vm.account.claim for vm in self.guests.values() if vm is not instead)
         admit([claim, *others], len(self.machine.harts))
 
-    def _engine(self, ram: GuestRam, technique: Technique, second_level: int) -> Callable[[Computer], Engine]:
+    def _engine(
+        self, ram: GuestRam, technique: Technique, second_level: int, kept: bool
+    ) -> Callable[[Computer], Engine]:
         host = self.machine
         if technique == "virtualizer":
             return lambda vm: host.engine.virtualize(vm, ram)
@@ -274,7 +279,7 @@ class Monitor:
         shadows = Shadows(
             ram, host.ram, self._frame, lambda at: self._allocator.give_back(at, FRAME), most_tables(ram.size)
         )
-        return lambda vm: TrapAndEmulate(vm, ram, host, shadows)
+        return lambda vm: TrapAndEmulate(vm, ram, host, shadows, kept)
 
     def _fault(self, vm: VirtualMachine, at: int, right: int) -> None:
         """A VM-fault: f has no answer, so it gets one. Raises OutOfMemory."""
@@ -300,28 +305,38 @@ class Monitor:
                 vm.held += SUPERPAGE
                 return
         at &= -FRAME
-        if at in vm.paged:
-            self._page_in(vm, at)
-        else:
-            f.set(at, self._frame())
-            vm.held += FRAME
-
-    def _page_in(self, vm: VirtualMachine, at: int) -> None:
-        """A frame comes back. Its slot is free before a frame is sought: on a full disk one changes places with it."""
-        slot = vm.paged[at]
-        data = self._disk.read(slot)
-        self._disk.free(slot)
+        before = f.look(at)
+        self._take_from_disk(vm, at)
         try:
             to = self._frame()
-        except OutOfMemory:  # with nothing written
-            vm.paged[at] = self._disk.write(data)
+        except OutOfMemory:
+            if at in vm.ram.absent and at not in vm.paged:
+                self._put_on_disk(vm, at, vm.ram.absent[at]())
             raise
-        del vm.paged[at]
-        vm.account.paged_in += 1
-        del vm.ram.absent[at]
-        self.machine.ram.write(self.machine.ram.base + to, data)
-        vm.ram.f.set(at, to)
+        was = vm.ram.absent.get(at)
+        if was is not None:
+            self.machine.ram.write(self.machine.ram.base + to, was())
+        if f.look(at) != before:  # to take a frame for this one, this one was needed
+            self._allocator.give_back(to, FRAME)
+            return
+        f.set(at, to)
         vm.held += FRAME
+        if was is not None:
+            vm.account.paged_in += 1
+            self._take_from_disk(vm, at)
+            del vm.ram.absent[at]
+
+    def _put_on_disk(self, vm: VirtualMachine, at: int, data: bytes) -> None:
+        slot = vm.paged[at] = self._disk.write(data)
+        vm.ram.absent[at] = partial(self._disk.read, slot)
+
+    def _take_from_disk(self, vm: VirtualMachine, at: int) -> None:
+        """The slot is free before a frame is sought: on a full disk one changes places with it."""
+        slot = vm.paged.pop(at, None)
+        if slot is not None:
+            data = self._disk.read(slot)
+            vm.ram.absent[at] = lambda: data
+            self._disk.free(slot)
 
     def share(self) -> int:
         """Frames of equal bytes in several machines become one, until a machine writes it; those of zeroes are given
@@ -429,6 +444,7 @@ class Monitor:
 
     def page_out(self, vm: VirtualMachine, at: int) -> bool:
         """Take the frame at an offset away from a machine, which does not notice. False: it has none there."""
+        vm.ram.vacate((at, FRAME))
         found = vm.ram.f.look(at)
         if found is None:
             return False
@@ -437,8 +453,7 @@ class Monitor:
         host = self.machine.ram
         data = host.read(host.base + to, FRAME)
         if data != bytes(FRAME):
-            slot = vm.paged[at] = self._disk.write(data)
-            vm.ram.absent[at] = partial(self._disk.read, slot)
+            self._put_on_disk(vm, at, data)
         vm.account.paged_out += 1
         vm.ram.take(at)  # may ask for the frame at once, where it holds an f of the machine's own
         self._leave(to)
@@ -467,8 +482,9 @@ class Monitor:
 
 
 def _whole(vm: VirtualMachine, first: int) -> bool:
-    """Whether no frame of the superpage is on the paging disk."""
-    return not vm.paged or all(at not in vm.paged for at in range(first, first + SUPERPAGE, FRAME))
+    """Whether no frame of the superpage is on the paging disk, or on its way from there."""
+    absent = vm.ram.absent
+    return not absent or all(at not in absent for at in range(first, first + SUPERPAGE, FRAME))
 
 
 def victims(guests: list[VirtualMachine]) -> Iterator[tuple[VirtualMachine, int]]:

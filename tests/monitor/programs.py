@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
+from idioms import Code, constant, put
+
 from ringfence import Virt
 from ringfence.isa.csr import CSRS
-from ringfence.isa.spec import ISA
 from ringfence.isa.trap import Irq
 from ringfence.machine.board import ACLINT, FINISHER, RAM
 from ringfence.machine.device.aclint import MTIMECMP
 from ringfence.machine.device.syscon import FAIL
 
-Code = list[int]
 NUMBERS = {line.name: number for number, line in CSRS.items()}
 TICKS = 30
 """The register in which `ticking` counts interrupts."""
-
-
-def put(name: str, **operands: int) -> int:
-    return ISA[name].encode(**operands)
-
-
-def constant(rd: int, value: int) -> Code:
-    """Two instructions: the low 32 bits, sign-extended."""
-    value = (value & 0xFFFF_FFFF ^ 1 << 31) - (1 << 31)
-    low = (value & 0xFFF ^ 0x800) - 0x800
-    high = ((value - low & 0xFFFF_FFFF) ^ 1 << 31) - (1 << 31)
-    return [put("lui", rd=rd, imm=high), put("addiw", rd=rd, rs1=rd, imm=low)]
 
 
 def jump(count: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from states import MEMORY, SCALE, Layout, scramble
@@ -255,6 +256,17 @@ def test_shadow_maps_what_the_way_says(techniques: list[Technique]) -> None:
     hosts = [level.path if isinstance(level, VirtualMachine) else BARE for level in trapping]
     assert {host for host, _ in seen} == set(hosts)
     assert {(hosts[0], "U-mode"), (hosts[0], "S-mode")} <= seen
+
+
+def test_shadow_entry_that_was_cleared_is_not_shown() -> None:
+    """Where the guest's entry is written, native code clears the shadow's; nobody else is told."""
+    machine = running(["trap"])
+    way = explain(machine, USER_PAGE)
+    assert way.shadows
+    entry = way.phi.entries[-1]
+    place = machine.ram.place(entry.pa - RAM)
+    levels(machine)[-1].ram.write(RAM + place, entry.value.to_bytes(8, "little"))
+    assert explain(machine, USER_PAGE) == replace(way, shadows=())
 
 
 def test_shadows_of_random_programs_agree() -> None:

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from idioms import Code, constant, put
 from programs import (
     BUSY,
     NOP,
@@ -17,14 +18,11 @@ from programs import (
     SPIN,
     TICKS,
     WFI,
-    Code,
     bursts,
-    constant,
     fails,
     greedy,
     jump,
     load_code,
-    put,
     ticking,
 )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import pytest
@@ -11,8 +12,11 @@ from states import MEMORY, SCALE, difference, digest, machine
 from test_engine_programs import STEPS, Program, check
 from test_equivalence import bare_selftest, boot, selftest
 
-from ringfence import Image, MachineError, MiB, Monitor, Virt, nested, virt
+from ringfence import CORRAL, Image, MachineError, MiB, Monitor, Virt, VirtualMachine, load, nested, virt
+from ringfence.machine.engine.native import Native
+from ringfence.machine.memory import FRAME
 from ringfence.monitor.monitor import Technique
+from ringfence.monitor.technique.trap import TrapAndEmulate
 
 Engine = Literal["threaded", "reference"]
 TRAP: list[Technique] = ["trap"]
@@ -89,8 +93,44 @@ def test_technique_that_there_is_not_is_refused() -> None:
             nested(depth, 8 * MiB, technique=techniques)
 
 
+@pytest.mark.parametrize(("harts", "depth"), [(1, 1), (1, 2), (3, 1)])
+def test_shadows_may_be_rebuilt_at_each_write_of_satp(harts: int, depth: int) -> None:
+    """The guest does not notice; there is more to fill."""
+    filled = []
+    for shadows in ("kept", "rebuilt"):
+        guest: Virt = virt(96 * MiB, harts)
+        for memory in (80, 64)[2 - depth :]:
+            guest = Monitor(guest).create("guest", memory * MiB, harts, technique="trap", shadows=shadows)
+        assert selftest(guest) == bare_selftest(harts)
+        assert isinstance(guest.engine, TrapAndEmulate)
+        filled.append(guest.engine.filled)
+    assert filled[1] > filled[0]
+
+
 def test_selftest_with_harts_is_the_same_under_trap() -> None:
     assert selftest(nested(2, 64 * MiB, 3, technique="trap")) == bare_selftest(3)
+
+
+def test_no_level_adds_steps_for_the_reference() -> None:
+    """What a monitor further down cannot map is the fault of the one above it, who can."""
+    deep = nested(2, 64 * MiB, technique="trap")
+    one = nested(1, 64 * MiB, technique="trap")
+    assert selftest(deep) == selftest(one)
+    assert isinstance(deep.engine, TrapAndEmulate) and isinstance(one.engine, TrapAndEmulate)
+    assert deep.engine.interpreted <= one.engine.interpreted * 1.01
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_entry_that_comes_back_is_filled_natively(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page table's entry that the guest clears and writes again needs no monitor; nor does the guest notice."""
+    filled = []
+    for _ in range(2):
+        guest = nested(depth, 64 * MiB, technique="trap")
+        assert selftest(guest) == bare_selftest(1)
+        assert isinstance(guest.engine, TrapAndEmulate)
+        filled.append(guest.engine.filled)
+        monkeypatch.setattr(Native, "filled", lambda self, place, source, entry: None)
+    assert filled[0] < filled[1]
 
 
 def test_selftest_is_the_same_in_the_reference() -> None:
@@ -105,8 +145,6 @@ def test_debian_boots_the_same_under_trap(debian: Image) -> None:
 @pytest.mark.parametrize("outer", ["trap", "virtualizer"])
 def test_frames_taken_from_a_trapped_guest_come_back(outer: Technique) -> None:
     """Shadows follow f: frames are taken at both levels while the guest runs, and it ends as it would have."""
-    import random
-
     rng = random.Random(3)
     host = Monitor(virt(160 * MiB))
     middle = host.create("middle", 120 * MiB, technique=outer)
@@ -124,3 +162,52 @@ def test_frames_taken_from_a_trapped_guest_come_back(outer: Technique) -> None:
 
     guest.engine.run = disturb(guest.engine.run)  # type: ignore[method-assign,assignment]
     assert selftest(guest) == bare_selftest(1)
+
+
+@pytest.mark.parametrize("outer", ["trap", "virtualizer"])
+def test_frames_taken_while_shadows_are_made_come_back(outer: Technique) -> None:
+    """Memory is short whenever a frame is asked for, at either level, so that the guest's own tables and the shadows'
+    are taken away while one that leads to them is made.
+    """
+    rng = random.Random(7)
+    host = Monitor(virt(160 * MiB))
+    middle = host.create("middle", 120 * MiB, technique=outer)
+    monitor = Monitor(middle)
+    guest = monitor.create("guest", 64 * MiB, technique="trap")
+    taken = 0
+
+    def short(taker: Monitor, victim: VirtualMachine, tables: Callable[[], Sequence[int]]) -> None:
+        allocator = taker._allocator
+        give, busy = allocator.frame, False
+
+        def frame(keep: int | None = None) -> int:
+            nonlocal busy, taken
+            if keep is None:  # for a table of f, for which nothing is taken
+                return give()
+            if not busy and rng.random() < 0.5:
+                busy = True
+                some = [*rng.sample(tables(), min(1, len(tables()))), rng.randrange(0, victim.ram.size, FRAME)]
+                taken += taker.page_out(victim, rng.choice(some) & -FRAME)
+                busy = False
+            return give(keep)
+
+        allocator.frame = frame  # type: ignore[method-assign]
+
+    load(guest, CORRAL)
+    guest.run(200_000)
+    engine = guest.engine
+    assert isinstance(engine, TrapAndEmulate)
+    shadows = engine._shadows
+    short(monitor, guest, lambda: list(shadows.traced))
+    short(host, middle, lambda: [table.place for table in shadows._tables.values()])
+    load(guest, CORRAL)
+    alone = virt(64 * MiB)
+    load(alone, CORRAL)
+    alone.run(200_000)
+    load(alone, CORRAL)
+    for board in (alone, guest):
+        board.console.expect("corral> ")
+        board.console.send("selftest\n")
+        board.console.expect(" 0 failed")
+    assert guest.digest() == alone.digest()
+    assert taken > 20

@@ -43,6 +43,7 @@ def functions(g: Geometry) -> str:
             ),
             _function(g, "internal void @mark_table(ptr %state, i64 %frame, i64 %part)", _mark_table),
             _function(g, "void @forget(ptr %state, i64 %offset, i64 %size)", _forget),
+            _function(g, "internal i64 @refill(ptr %state, i64 %place) cold noinline", _refill),
             _function(g, "internal i64 @dirty(ptr %state, i64 %offset, i64 %size)", _dirty),
         ]
     )
@@ -193,6 +194,25 @@ def _forget(e: Emit) -> None:
     first = select(place > 3, place - 3, Int(0))
     stop = (inside + size + 1 >> 1) * RECORD
     e.loop(first * RECORD, stop, RECORD, lambda at: e.poke(e.address(records + at), Int(0)))
+
+
+def _refill(e: Emit) -> None:
+    """An entry of a shadow that was cleared with the one that it follows from: its value, which is written, once that
+    one is what it was; else 0. That one may be a shadow's itself.
+    """
+    place, ram = _parameter(e, "place"), e.machine("ram_host")
+    known = e.machine("refills") + layout.refill_slot(place)
+    flags = e.peek(e.address(e.machine("flags") + (place >> 12)), 8)
+    was = e.peek(e.address(known + 16))
+    e.when((e.peek(e.address(known)) != place) | (was == 0) | ((flags & CODE) != 0), lambda: _give(e, Int(0)))
+    source = e.peek(e.address(known + 8))
+    there = e.peek(e.address(ram + source))
+    found = e.when(there == 0, lambda: e.b.op(f"call i64 @refill(ptr %state, i64 {source})", 64), lambda: there)
+    e.when(found != was, lambda: _give(e, Int(0)))
+    e.poke(e.address(e.machine("writes") + (source >> 12 << 1)), Int(0, 16))
+    value = e.peek(e.address(known + 24))
+    e.poke(e.address(ram + place), value)
+    _give(e, value)
 
 
 def _dirty(e: Emit) -> None:

@@ -249,7 +249,11 @@ class Emit:
         ready = ((flags & TABLE) != 0) & (known == part)
         self.when(ready ^ 1, lambda: self.b.emit(f"call void @mark_table(ptr %state, i64 {bare}, i64 {part})"))
         self.poke(self.address(self.machine("writes") + (bare << 1)), Int(0, 16))
-        return self.peek(self.address(self.machine("ram_host") + place))
+        pte = self.peek(self.address(self.machine("ram_host") + place))
+        cleared = (pte == 0) & (self.field("lent") != 0)
+        refill = f"call i64 @refill(ptr %state, i64 {place})"
+        found: Word = self.when(cleared, lambda: self.b.op(refill, 64), lambda: pte)
+        return found
 
     def store_pte(self, pa: Word, value: Word, va: Word, access: int) -> None:
         place, frame, bare = self.frame(pa, WRITE)

@@ -16,7 +16,12 @@ distances of these (`LINKS`).
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from ringfence.machine.hart import SIZE, table
+from ringfence.word import Word
+
+Place = TypeVar("Place", int, Word)
 
 SPACES = 16
 """Modes of a virtual hart for which its page tables are known."""
@@ -90,6 +95,7 @@ MACHINE = table(
         ("code", 1),  # 8 bytes a frame: its first record, or 0
         ("tables", 1),  # 8 bytes a frame: of which part of the address space it was walked as a table
         ("shadows", 1),  # 8 bytes a frame: where its shadows are listed, how many and then their frames; or 0
+        ("refills", 1),  # REFILLS of 32 bytes, see `refill_slot`
         ("writes", 1),  # 2 bytes a frame: slow writes since something was last derived
         ("code_next", 1),
         ("code_end", 1),
@@ -108,6 +114,17 @@ follow from its own; somebody is to be called before it changes.
 DERIVED = CODE | TABLE | SHADOWED | WATCHED
 RETIRE_CODE, RETIRE_TABLE = 1024, 64
 """Slow writes with nothing derived between them after which a frame is plain again."""
+
+
+REFILLS = 4096
+"""Entries of shadows that were filled, each with where it lies, where the one that it follows from lies, what that was,
+and what it became: all 0 where none is known.
+"""
+
+
+def refill_slot(place: Place) -> Place:
+    """The offset of what is known of the entry at a place in RAM."""
+    return (place >> 3 ^ place >> 12) % REFILLS * 32
 
 
 class Action:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 from ringfence.errors import MachineError
 from ringfence.machine.engine import code, layout
@@ -55,8 +56,13 @@ class Native(Derived):
         self._writes = anonymous(frames * 2)
         self._shadows = anonymous(frames * 8)
         self._listed = memoryview(self._shadows).cast("B").cast("Q")
-        self._lists: dict[int, tuple[mmap.mmap, Sequence[int], Callable[[], None]]] = {}
-        """Frames that have shadows: the list for native code, the same, and what makes them have none."""
+        self._lists: dict[int, mmap.mmap] = {}
+        """Of frames that have shadows, for native code."""
+        self._followers: dict[int, dict[object, tuple[Sequence[int], Callable[[], None]]]] = {}
+        """Of the same: by whose they are, the shadows and what makes there be none."""
+        self._refills = anonymous(layout.REFILLS * 32)
+        self._any_filled = False
+        self._filled = memoryview(self._refills).cast("B").cast("Q")
         self._map = ram.map
         self._harts = anonymous(HARTS * 8)
         self._addresses = memoryview(self._harts).cast("B").cast("Q")
@@ -71,6 +77,7 @@ class Native(Derived):
             "code": host_address(self._records),
             "tables": host_address(self._tables),
             "shadows": host_address(self._shadows),
+            "refills": host_address(self._refills),
             "writes": host_address(self._writes),
             "code_next": arena,
             "code_end": arena + code_bytes,
@@ -144,9 +151,12 @@ class Native(Derived):
                 self._forget(self._addresses[0], start, end - start)
 
     def moved(self) -> None:
+        super().moved()
+        self._forget_filled()
         self.forget_all_translations()
 
     def everything(self) -> None:
+        self._forget_filled()
         self.drop_code()
         self._flags[:] = bytes(self._flags).translate(_KEPT)
 
@@ -175,26 +185,53 @@ class Native(Derived):
 
     # Shadows
 
-    def shadow(self, frame: int, shadows: Sequence[int], retire: Callable[[], None]) -> bool:
-        old = self._lists.pop(frame, None)
+    def shadow(self, frame: int, whose: object, shadows: Sequence[int], retire: Callable[[], None]) -> bool:
+        followers = self._followers.setdefault(frame, {})
+        if shadows:
+            followers[whose] = shadows, retire
+        else:
+            followers.pop(whose, None)
         flags = int(self._flags[frame])
-        if not shadows:
+        if not followers:
+            del self._followers[frame]
+            self._lists.pop(frame, None)
             self._flags[frame] = flags & ~SHADOWED
             self._listed[frame] = 0
             return True
-        size = 8 * (len(shadows) + 1)
-        listed = old[0] if old is not None and len(old[0]) >= size else anonymous(2 * size)
-        memoryview(listed).cast("B").cast("Q")[: len(shadows) + 1] = memoryview(array("Q", [len(shadows), *shadows]))
-        self._lists[frame] = listed, shadows, retire
+        every = list(self._shadows_of(frame))
+        size = 8 * (len(every) + 1)
+        listed = self._lists.get(frame)
+        if listed is None or len(listed) < size:
+            listed = self._lists[frame] = anonymous(2 * size)
+        memoryview(listed).cast("B").cast("Q")[: len(every) + 1] = memoryview(array("Q", [len(every), *every]))
         self._listed[frame] = host_address(listed)
         self._mark(frame, SHADOWED)
         return True
+
+    def filled(self, place: int, source: int, entry: int) -> None:
+        at = layout.refill_slot(place) >> 3
+        was = int.from_bytes(self._map[source : source + 8], "little")
+        self._filled[at : at + 4] = memoryview(array("Q", [place, source, was, entry]))
+        self._any_filled = True
+
+    def _forget_filled(self) -> None:
+        if self._any_filled:
+            self._filled[:] = memoryview(bytes(layout.REFILLS * 32)).cast("Q")
+            self._any_filled = False
+
+    def cleared(self, place: int) -> None:
+        at = layout.refill_slot(place) >> 3
+        if self._filled[at] == place:
+            self._filled[at] = 0
+
+    def _shadows_of(self, frame: int) -> Iterator[int]:
+        return chain.from_iterable(shadows for shadows, _ in self._followers[frame].values())
 
     def _clear_shadows(self, frame: int, place: int, length: int) -> None:
         """Bytes of a frame that has shadows are about to change."""
         first = place & FRAME - 1 & -8
         length = (place + length - 1 & FRAME - 1 & -8) + 8 - first
-        for shadow in self._lists[frame][1]:
+        for shadow in self._shadows_of(frame):
             at = shadow * FRAME + first
             self.written(at, length)
             self._map[at : at + length] = bytes(length)
@@ -223,8 +260,8 @@ class Native(Derived):
     def make_plain(self, frame: int) -> None:
         """Nothing is derived from the frame, and no TLB holds it."""
         self.changes(frame, frame)
-        if frame in self._lists:
-            self._lists[frame][2]()
+        for _, retire in list(self._followers.get(frame, {}).values()):
+            retire()
         flags = int(self._flags[frame])
         if flags & CODE:
             self._forget(self._addresses[0], frame * FRAME, FRAME)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ringfence.isa import ieee754, pmp, tlb, trap
 from ringfence.isa.csr import csr_write
-from ringfence.isa.paging import ACCESS_FAULT, MISALIGNED, Access, translate
+from ringfence.isa.paging import ACCESS_FAULT, MISALIGNED, Access
 from ringfence.isa.spec import Insn, decode
 from ringfence.isa.trap import Cause, M, S, Status
 from ringfence.machine.device.device import AccessFault
+from ringfence.machine.engine import plain
 from ringfence.machine.hart import FIELDS, Hart
 from ringfence.machine.launch import Trapped, user_hart
 from ringfence.machine.memory import EXECUTE, Ram
@@ -274,13 +275,12 @@ class Known:
                 self._trail = found[1]
                 return found[0] | va & 4095, False
         self._trail = []
-        word = translate(self, Int(va), access)  # type: ignore[arg-type]
-        assert isinstance(word, Int)
+        pa = plain.walk(access)(self, words, va)
         if self._trail is not None:
             if len(self._walks) > 4096:
                 self._walks.clear()
-            self._walks[key] = word.value & ~4095, self._trail, entries
-        return word.value, False
+            self._walks[key] = pa & ~4095, self._trail, entries
+        return pa, False
 
     def _translate(self, va: int, size: int, access: Access) -> int:
         """The physical address of `size` bytes that do not cross a page, after all checks."""

@@ -12,16 +12,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ringfence.isa import pmp
-from ringfence.isa.paging import ACCESSED, DIRTY, USER, Access, R, V, W, X
+from ringfence.isa.paging import ACCESSED, DIRTY, USER, Access, R, V, W
 from ringfence.isa.trap import Cause, M, Status
 from ringfence.machine.engine.reference import Trap
 from ringfence.machine.hart import Hart
 from ringfence.machine.launch import Trapped
 from ringfence.machine.map import GuestRam
-from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
+from ringfence.machine.memory import FRAME, Ram
 from ringfence.monitor.technique.shadow import RIGHTS
-from ringfence.monitor.technique.trap import PAGE, PTE, RIGHT, SHADOW_MODE, Deprivileged, mode_of, rights_of
+from ringfence.monitor.technique.trap import PAGE, PTE, RIGHT, SHADOW_MODE, Deprivileged, both, mode_of, rights_of
 
 if TYPE_CHECKING:
     from ringfence.machine.clock import Clock
@@ -186,11 +185,7 @@ class TrapAndRefill(Deprivileged):
         found = self._lies(at)
         assert found is not None
         to, given, _ = found
-        rights &= (
-            (R if granted & pmp.R and given & READ else 0)
-            | (X if granted & pmp.X and given & EXECUTE else 0)
-            | (W if granted & pmp.W and given & WRITE else 0)
-        )
+        rights &= both(granted, given)
         if not rights & R:
             rights &= ~W
         if not rights & PTE[access]:

@@ -1,9 +1,14 @@
 """Shadow page tables: f ∘ φ in the tables that the host machine walks (VM/370; Agesen and Adams 2006).
 
 A shadow table stands for one table of the guest's as one mode of the guest's sees it, so processes that share a table
-share its shadow, and it is kept while `satp` changes. Entry n of a shadow follows from entry n of the guest's table:
-while it has a shadow the guest's table cannot be written directly, and a write to it drops what followed from those
-bytes. Where the guest maps a large page, or does not translate at all, the shadows beneath stand for no table.
+share its shadow, and it is kept while `satp` changes. Entry n of a shadow follows from entry n of the guest's table: a
+write to that drops what followed from those bytes. Native code sees to it, under a write that the guest does directly;
+where the host's engine is not native, a table with a shadow cannot be written directly. Where the guest maps a large
+page, or does not translate at all, the shadows beneath stand for no table.
+
+Whatever is read or written here may ask a monitor for a frame, which may be taken from the guest, from its tables, or,
+by a monitor further down, from the shadows: `machine.memory.Derived.moves` tells. A table that is no more stays empty
+until its own monitor gives its frame to somebody, which no access to memory makes it do.
 """
 
 from __future__ import annotations
@@ -36,10 +41,11 @@ class Key(NamedTuple):
 class Table:
     """A shadow table in the host's memory, at offset `place`."""
 
-    __slots__ = ("children", "key", "leaves", "parents", "place")
+    __slots__ = ("children", "key", "leaves", "lives", "parents", "place")
 
     def __init__(self, key: Key, place: int) -> None:
         self.key, self.place = key, place
+        self.lives = True
         self.leaves: dict[int, int] = {}
         """entry: the offset in the guest's memory of the page that it maps"""
         self.children: dict[int, Table] = {}
@@ -69,7 +75,7 @@ class Shadows:
         """Called when a table is no more."""
 
     def table(self, key: Key) -> Table:
-        """The shadow table, made where there is none. Raises OutOfMemory."""
+        """The shadow table, made where there is none; it may be no more already. Raises OutOfMemory."""
         found = self._tables.get(key)
         if found is None:
             if key.rights is None:
@@ -90,14 +96,20 @@ class Shadows:
 
     def _watch(self, at: int) -> None:
         """The machine sees to it that shadows follow the frame; else it is not to be written directly."""
-        self._places[at] = frame = self._guest.place(at) // FRAME
-        shadows = [self.host.place(table.place) // FRAME for table in self.traced[at]]
-        self.followed = self.host.derived.shadow(frame, shadows, lambda: self.untrace(at))
+        derived = self.host.derived
+        before = derived.moves
+        frame = self._guest.place(at) // FRAME
+        shadows = [self.host.place(table.place) // FRAME for table in self.traced.get(at, ())]
+        if derived.moves != before:  # these are not the places any more
+            self.untrace(at)
+            return
+        self._places[at] = frame
+        self.followed = derived.shadow(frame, self, shadows, lambda: self.untrace(at))
         if not self.followed:
             self.unmap(at)
 
     def moved(self, at: int, length: int) -> None:
-        """Frames of the host's memory lie elsewhere from now on."""
+        """Frames of the host's memory are about to lie elsewhere."""
         if any(at <= table.place < at + length for table in self._tables.values()):
             self.drop()
 
@@ -129,22 +141,39 @@ class Shadows:
             table = table.children[n]
 
     def link(self, table: Table, n: int, child: Table) -> None:
-        """Entry `n` leads to `child`."""
+        """Entry `n` leads to `child`, where both are still there."""
         if table.children.get(n) is not child:
             self.clear(table, n)
+            if not (table.lives and child.lives):
+                return
             table.children[n] = child
             child.parents.add((table, n))
         entry = (self.host.base + child.place) // FRAME << 10 | V
         if self.host.peek(table.place + 8 * n, 8) != entry.to_bytes(8, "little"):
             self._write(table, n, entry)
+            if n not in table.children:  # cleared while a frame for the entry was sought
+                self._write(table, n, 0)
 
     def map(self, table: Table, n: int, at: int, to: int, rights: int) -> None:
-        """Entry `n` maps the page at offset `at` of the guest's memory, which is at offset `to` of the host's."""
+        """Entry `n`, if the table is still there, maps the page at offset `at` of the guest's memory, which is at
+        offset `to` of the host's.
+        """
         if n in table.children or table.leaves.get(n, at) != at:
             self.clear(table, n)
+        if not table.lives:
+            return
         table.leaves[n] = at
         self._mapped[at].add((table, n))
-        self._write(table, n, (self.host.base + to) // FRAME << 10 | _LEAF | rights)
+        entry = (self.host.base + to) // FRAME << 10 | _LEAF | rights
+        self._write(table, n, entry)
+        if n not in table.leaves:
+            self._write(table, n, 0)
+        elif table.key.rights is None:
+            derived = self.host.derived
+            before = derived.moves
+            place, source = self.host.place(table.place + 8 * n), self._guest.place(table.key.at + 8 * n)
+            if derived.moves == before:
+                derived.filled(place, source, entry)
 
     def clear(self, table: Table, n: int) -> None:
         """Entry `n` maps nothing."""
@@ -156,6 +185,7 @@ class Shadows:
             if at is None:
                 return
             self._mapped[at].discard((table, n))
+            self.host.derived.cleared(self.host.place(table.place + 8 * n))
         self._write(table, n, 0)
 
     def forget(self, frames: Sequence[int]) -> None:
@@ -179,32 +209,43 @@ class Shadows:
 
     def untrace(self, frame: int) -> None:
         """The frame is no table of the guest's any more."""
-        if frame in self.traced:
-            self._regions[frame & -SUPERPAGE] -= 1
-            self.host.derived.shadow(self._places.pop(frame), (), lambda: None)
-        for table in self.traced.pop(frame, ()):
-            for n in [*table.leaves, *table.children]:
-                self.clear(table, n)
+        tables = self.traced.pop(frame, None)
+        if tables is None:
+            return
+        self._regions[frame & -SUPERPAGE] -= 1
+        self._unwatch(frame)
+        for table in tables:
+            del self._tables[table.key]
+        for table in tables:
             for parent, n in list(table.parents):
                 self.clear(parent, n)
-            del self._tables[table.key]
-            self._give_back(table.place)
-            self.on_free()
+        self._end(tables)
 
     def drop(self) -> None:
         """There are no shadow tables."""
-        for table in self._tables.values():
-            for n in (*table.leaves, *table.children):
-                self._write(table, n, 0)
-            self._give_back(table.place)
-        for frame in self._places.values():
-            self.host.derived.shadow(frame, (), lambda: None)
-        self._places.clear()
+        tables = list(self._tables.values())
+        for frame in list(self._places):
+            self._unwatch(frame)
         self._tables.clear()
         self.traced.clear()
-        self._mapped.clear()
         self._regions.clear()
+        self._end(tables)
+        self._mapped.clear()
+
+    def _end(self, tables: list[Table]) -> None:
+        """Of tables that nothing leads to."""
+        for table in tables:
+            table.lives = False
+        for table in tables:
+            for n in [*table.leaves, *table.children]:
+                self.clear(table, n)
+            self._give_back(table.place)
         self.on_free()
+
+    def _unwatch(self, frame: int) -> None:
+        place = self._places.pop(frame, None)
+        if place is not None:
+            self.host.derived.shadow(place, self, (), lambda: None)
 
     def _write(self, table: Table, n: int, entry: int) -> None:
         self.host.write(self.host.base + table.place + 8 * n, entry.to_bytes(8, "little"))

@@ -65,6 +65,10 @@ class Deprivileged:
         """What satp of a hart that is lent on was, by that of the one that is lent for it."""
         self._owners: dict[tuple[int, int], int] = {}
         """Pages of the host's memory (by offset and size) and where in the guest's memory they are, or were."""
+        self._reflected: Trapped | None = None
+        """By the hart's own page tables the access that it trapped for last is a fault."""
+        self._forgotten = 0
+        """How often all translations were."""
         self.interpreted = self.filled = self.table_writes = 0
         """Steps that the reference took, translations made, and stores to page tables of the guest's that trapped."""
         self._protections: dict[bytes, int] = {}
@@ -148,6 +152,8 @@ class Deprivileged:
         while trapped := self._go(hart, clock, offset, deadline):
             if trapped.cause == SPACE:
                 return trapped
+            if self._reflected is not None:
+                return self._reflected
             if caught := reference.attempt(hart):
                 return Trapped(caught.cause, caught.tval)
             clock.steps += 1
@@ -164,10 +170,7 @@ class Deprivileged:
         return self._host.engine.applied(self._real[hart.number])
 
     def space(self, hart: Hart, satp: int) -> None:
-        real, root = self._real[hart.number], self._root(hart)
-        self._satp[root] = satp
-        real.satp = root
-        self._host.engine.space(real, root)
+        self._satp[self._tell_space(hart)] = satp
 
     def forget_spaces(self, hart: Hart) -> None:
         self._host.engine.forget_spaces(self._real[hart.number])
@@ -175,7 +178,17 @@ class Deprivileged:
     def retranslate(self, hart: Hart, page: int | None) -> None:
         raise NotImplementedError
 
+    def _tell_space(self, hart: Hart) -> int:
+        """satp of the lent hart for the mode that its virtual hart is in now, which is remembered for that."""
+        real, before = self._real[hart.number], self._forgotten
+        real.satp = root = self._root(hart)
+        self._host.engine.space(real, root)
+        if self._forgotten != before:  # by a monitor that was asked for memory
+            self._host.engine.forget_spaces(real)
+        return root
+
     def _forget_spaces(self) -> None:
+        self._forgotten += 1
         self._roots.clear()
         for real in self._real:
             self._host.engine.forget_spaces(real)
@@ -192,6 +205,7 @@ class Deprivileged:
         """Run the hart directly, to a check point that `run` would return at; or to an instruction that is the
         monitor's: why it trapped.
         """
+        self._reflected = None
         real, words = self._real[hart.number], hart.words
         lent, status = real.words, words[_MSTATUS]
         if _mixed(hart):
@@ -218,14 +232,14 @@ class Deprivileged:
                 if trapped.cause == SPACE:
                     if not own or _mixed(hart):
                         break
-                    lent[_SATP] = root = self._root(hart)
-                    self._host.engine.space(real, root)
+                    self._tell_space(hart)
                     continue
-                if not self._answer(hart, trapped):
+                answered = self._answer(hart, trapped)
+                lent[_RESERVATION] = reserved = self._real_granule(words[_RESERVATION])  # which may lie elsewhere now
+                if not answered:
                     break
                 self._satp[root := self._root(hart)] = words[_SATP]
                 lent[_SATP] = root
-                lent[_RESERVATION] = reserved = self._real_granule(words[_RESERVATION])  # which may lie elsewhere now
         finally:  # f's answer may be missing (machine.launched.VmFault)
             words[_REGISTERS] = lent[_REGISTERS]
             words[_FLOAT] = lent[_FLOAT]
@@ -284,7 +298,11 @@ class Deprivileged:
 class TrapAndEmulate(Deprivileged):
     """By shadow page tables, which the lent harts walk."""
 
-    def __init__(self, computer: Computer, ram: GuestRam, host: Computer, shadows: Shadows) -> None:
+    def __init__(self, computer: Computer, ram: GuestRam, host: Computer, shadows: Shadows, kept: bool = True) -> None:
+        """`kept`: shadows outlive a write to satp."""
+        self._kept = kept
+        self._spaces: dict[int, int] = {}
+        """satp of each hart, as it was last."""
         self._shadows = ram.shadows = shadows
         shadows.on_free = self._forget_spaces
         self._writes: Counter[int] = Counter()
@@ -299,10 +317,15 @@ class TrapAndEmulate(Deprivileged):
 
     def virtualize(self, computer: Computer, ram: Ram) -> Engine:
         assert isinstance(ram, GuestRam)
-        return TrapAndEmulate(computer, ram, self._host, self._shadows.another(ram))
+        return TrapAndEmulate(computer, ram, self._host, self._shadows.another(ram), self._kept)
 
     def retranslate(self, hart: Hart, page: int | None) -> None:
         pass
+
+    @property
+    def _moves(self) -> int:
+        """What was found out holds while this stays the same: no frame was taken, at any level, to give another."""
+        return self._host.ram.derived.moves
 
     def _drop(self) -> None:
         self._shadows.drop()
@@ -313,11 +336,17 @@ class TrapAndEmulate(Deprivileged):
     def _root(self, hart: Hart) -> int:
         """satp of the hart that is lent."""
         words = hart.words
+        if not self._kept and self._spaces.get(hart.number) != words[_SATP]:
+            # What lent harts remember of modes is forgotten with it, so the next write comes here too.
+            self._spaces[hart.number] = words[_SATP]
+            self._shadows.drop()
         key = hart.number, words[_SATP], words[_PRIV], words[_MSTATUS] & _ACCESS
         root = self._roots.get(key)
         if root is None:
+            before = self._forgotten
             root = self._make_root(hart)
-            self._roots[key] = root
+            if self._forgotten == before:  # else it may be empty and nobody's, where all is a page fault
+                self._roots[key] = root
         return root
 
     def _make_root(self, hart: Hart) -> int:
@@ -334,11 +363,13 @@ class TrapAndEmulate(Deprivileged):
         return number << 60 | (self._host.ram.base + self._shadows.table(key).place) // FRAME
 
     def _fill(self, hart: Hart, va: int, access: Access) -> bool:
-        """Map the page of `va`. False: the access is the monitor's."""
+        """Map the page of `va`. False: the access is the monitor's, or memory was too short for what leads to it."""
         ram, shadows, reference = self._ram, self._shadows, self._computer.reference
+        before = self._moves
         try:
             pa, trail, machine = reference.walk(hart, va, access)
-        except Trap:  # it is the guest's own
+        except Trap as caught:  # it is the guest's own
+            self._reflected = Trapped(caught.cause, caught.tval)
             return False
         at = pa - ram.base & -FRAME
         if not 0 <= at < ram.size:
@@ -379,19 +410,19 @@ class TrapAndEmulate(Deprivileged):
             shadows.link(table, n, child)
             table, level = child, level - 1
         found = self._lies(first)
-        assert found is not None
+        if found is None or self._moves != before:
+            return False
         to, given, _ = found
-        rights &= (
-            (R if granted & pmp.R and given & READ else 0)
-            | (X if granted & pmp.X and given & EXECUTE else 0)
-            | (W if granted & pmp.W and given & WRITE and (shadows.followed or first not in shadows.traced) else 0)
-        )
-        if not rights & R:
+        rights &= both(granted, given)
+        if not rights & R or (first in shadows.traced and not shadows.followed):
             rights &= ~W
         if not rights & PTE[access]:
             return False
         self._owners[to, size] = first
         shadows.map(table, n, first, to, rights)
+        if self._moves != before:
+            shadows.clear(table, n)
+            return False
         self.filled += 1
         return True
 
@@ -419,6 +450,12 @@ def mode_of(hart: Hart) -> int | None:
         return None
     lent_user_pages = priv == S and status >> Status.SUM & 1
     return priv | lent_user_pages << 2 | (status >> Status.MXR & 1) << 3
+
+
+def both(granted: int, given: int) -> int:
+    """The rights, as a leaf has them, that physical memory protection grants and f gives."""
+    rights = (R if granted & pmp.R and given & READ else 0) | (X if granted & pmp.X and given & EXECUTE else 0)
+    return rights | (W if granted & pmp.W and given & WRITE else 0)
 
 
 def rights_of(pte: int, mode: int) -> int:
