@@ -20,6 +20,8 @@ ALL = READ | WRITE | EXECUTE
 SUPERPAGE = 512 * FRAME
 ROOT = 4 * FRAME
 """The bytes of a root table, aligned to them."""
+_UNKNOWN = memoryview(bytes(8 << 13)).cast("Q")
+"""Of frames that are composed no more."""
 _LEAF = V | USER | ACCESSED | DIRTY
 
 
@@ -285,8 +287,9 @@ class GuestRam(Ram):
                 resident.moved(at, length)
             if self.shadows is not None:
                 self._forget_shadows(at, length)
-            first, count = at >> 12, length >> 12
-            self._places[first : first + count] = memoryview(array("Q", bytes(8 * count)))
+            end = at + length >> 12
+            for first in range(at >> 12, end, len(_UNKNOWN)):
+                self._places[first:end][: len(_UNKNOWN)] = _UNKNOWN[: end - first]
         if not self.above or not changed:
             return
         frames = bytearray(self.size >> 12)
