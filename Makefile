@@ -1,4 +1,4 @@
-# make run     the embedded guest, at its shell          make bench    speed beside QEMU
+# make run     the embedded guest, at its shell          make bench    speed beside QEMU, and of monitors
 # make test    lint, types and tests                     make guest    rebuild the embedded guest
 PYTHON ?= python3
 VENV := .venv

@@ -17,11 +17,13 @@ _BARE = (
 _LINUX = ("-target", "riscv64-linux-musl", "-static")
 
 
-def program(name: str, *, rounds: int | None = None) -> Path:
-    """The ELF file of guest/NAME.c: bare metal with a number of rounds, else a static Linux program."""
+def program(name: str, *, rounds: int | None = None, supervisor: bool = False) -> Path:
+    """The ELF file of guest/NAME.c: bare metal with a number of rounds, in M-mode or, as firmware begins it, in S-mode;
+    else a static Linux program.
+    """
     source = SOURCE / f"{name}.c"
     arguments = (
-        *(_LINUX if rounds is None else (*_BARE, f"-DROUNDS={rounds}")),
+        *(_LINUX if rounds is None else (*_BARE, *(("-DSUPERVISOR",) if supervisor else ()), f"-DROUNDS={rounds}")),
         "-O2",
         "-fno-sanitize=all",
         str(source),

@@ -1,4 +1,5 @@
-// Runs inside Debian: null system calls, page faults, or fork and wait, as many as argv says.
+// Runs inside Debian: null system calls, page faults, fork and wait, loads that each depend on the last, or passes over
+// memory, as many as argv says; the last two in small pages of so many MiB.
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -6,17 +7,24 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+static void *small_pages(long length) {
+    void *p = mmap(0, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) exit(1);
+    madvise(p, length, MADV_NOHUGEPAGE);
+    return p;
+}
+
+typedef struct line { struct line *next; char rest[56]; } line;
+
 int main(int argc, char **argv) {
-    if (argc != 3) return 2;
-    long n = atol(argv[2]);
+    if (argc < 3) return 2;
+    long n = atol(argv[2]), length = argc > 3 ? atol(argv[3]) << 20 : 0;
     if (!strcmp(argv[1], "syscall")) {
         for (long i = 0; i < n; i++) syscall(SYS_getppid);
     } else if (!strcmp(argv[1], "fault")) {
         const long pages = 1024;
         for (long i = 0; i < n; i += pages) {
-            char *p = mmap(0, pages * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-            if (p == MAP_FAILED) return 1;
-            madvise(p, pages * 4096, MADV_NOHUGEPAGE);
+            char *p = small_pages(pages * 4096);
             for (long j = 0; j < pages; j++) p[j * 4096] = 1;
             munmap(p, pages * 4096);
         }
@@ -26,6 +34,22 @@ int main(int argc, char **argv) {
             if (child == 0) _exit(0);
             waitpid(child, 0, 0);
         }
+    } else if (!strcmp(argv[1], "chase")) {
+        line *lines = small_pages(length), *at = lines;
+        long count = length / sizeof *lines;
+        unsigned random = 1;
+        for (long i = 0; i < count; i++) lines[i].next = &lines[i];
+        for (long i = count - 1; i > 0; i--) {  // one cycle (Sattolo 1986)
+            random = random * 1664525 + 1013904223;
+            line *other = &lines[(random >> 8) % i], *next = lines[i].next;
+            lines[i].next = other->next, other->next = next;
+        }
+        for (long i = 0; i < n; i++) at = at->next;
+        return at == 0;
+    } else if (!strcmp(argv[1], "stream")) {
+        volatile long *words = small_pages(length);
+        for (long i = 0; i < n; i++)
+            for (long j = 0; j < length / 8; j += 8) words[j] += words[j + 4];
     } else {
         return 2;
     }

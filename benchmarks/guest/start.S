@@ -1,11 +1,17 @@
-# A bare-metal program: M-mode, one hart, no interrupts. `main` returns the exit code.
+# A bare-metal program: M-mode, or S-mode on firmware; one hart, no interrupts. `main` returns the exit code.
     .section .text.start, "ax"
-    .globl _start
+    .globl _start, origin
 _start:
+    li t1, 0x6000          # FS: floating point is on
+#ifdef SUPERVISOR
+    .set origin, 0x80200000
+    csrs sstatus, t1
+#else
+    .set origin, 0x80000000
     csrr t0, mhartid
     bnez t0, park
-    li t0, 0x6000          # mstatus.FS: floating point is on
-    csrs mstatus, t0
+    csrs mstatus, t1
+#endif
     la sp, stack_top
     call main
     slli a0, a0, 16

@@ -314,21 +314,31 @@ class Computer:
         point at most CHECK_SPAN steps before, which costs much less.
         """
         budget = NEVER if steps is None else _count(steps, "steps")
-        self._until = NEVER if until is None else _count(until, "ns as `until`")
+        end_time = NEVER if until is None else _count(until, "ns as `until`")
+        standing = frozenset() if harts is None else frozenset(range(len(self.harts))).difference(harts)
+        with Interruptible(self.stop), self.time_goes():
+            return self._begin(budget, end_time, standing, step, idle, exact)
+
+    def slice(self, steps: int, idle: int | None) -> Exit:
+        """`run(steps, idle=idle, exact=False)` for who sees to Ctrl-C himself."""
+        if self.clock.source == "virtual" or self.clock.goes:
+            return self._begin(steps, NEVER, frozenset(), None, idle, False)
+        with self.time_goes():
+            return self._begin(steps, NEVER, frozenset(), None, idle, False)
+
+    def _begin(
+        self, budget: int, until: int, standing: frozenset[int], step: int | None, idle: int | None, exact: bool
+    ) -> Exit:
         if budget:
             self.check_program()
-        self._idle_left = idle
-        self._standing = frozenset() if harts is None else frozenset(range(len(self.harts))).difference(harts)
-        self._stepping = step
+        self._until, self._standing, self._stepping, self._idle_left = until, standing, step, idle
         self._pause = False
         if self.watchpoints and len(pages(self.watchpoints)) > WATCHED_PAGES:
             raise MachineError(f"watchpoints lie in at most {WATCHED_PAGES} pages")
         before = self.clock.steps
         last = CHECK_SPAN if exact else 0
-        end = before + max(budget - CHECK_SPAN + last, 0)
         try:
-            with Interruptible(self.stop), self.time_goes():
-                return self._run(end, last)
+            return self._run(before + max(budget - CHECK_SPAN + last, 0), last)
         finally:
             self.ran(self.clock.steps - before)
 

@@ -20,6 +20,8 @@ ALL = READ | WRITE | EXECUTE
 SUPERPAGE = 512 * FRAME
 ROOT = 4 * FRAME
 """The bytes of a root table, aligned to them."""
+_UNKNOWN = memoryview(bytes(8 << 13)).cast("Q")
+"""Of frames that are composed no more."""
 _LEAF = V | USER | ACCESSED | DIRTY
 
 
@@ -301,8 +303,9 @@ class GuestRam(Ram):
     def _forget(self, *changed: tuple[int, int]) -> None:
         """f has changed for these (offset, length): what was composed with it is dropped, here and above."""
         for at, length in changed:
-            first, count = at >> 12, length >> 12
-            self._places[first : first + count] = memoryview(array("Q", bytes(8 * count)))
+            end = at + length >> 12
+            for first in range(at >> 12, end, len(_UNKNOWN)):
+                self._places[first:end][: len(_UNKNOWN)] = _UNKNOWN[: end - first]
         if self.shadows is not None:
             if sum(length for _, length in changed) > SUPERPAGE:
                 self.shadows.drop()

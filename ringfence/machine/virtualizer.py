@@ -238,7 +238,7 @@ class Virtualizer:
         idle = 0 if real else None if machine.idle_end == NEVER else machine.idle_end - machine.clock.idle_ns
         try:
             if end is None:
-                ended = machine.run(steps + CHECK_SPAN, idle=idle, exact=False)
+                ended = machine.slice(steps + CHECK_SPAN, idle)
             else:
                 ended = machine.run(min(steps, end - clock.steps), idle=idle)
         except VmFault as fault:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +44,10 @@ class VirtualMachine(Virt):
     """At the end of its last slice it was in an idle loop."""
     skipped = 0
     """Steps of idle loops that were not executed."""
-    _stood: Sequence[int] = ()
+    _stood: spin.Stood = ()
     """Where its harts stood at the end of its last slice."""
+    _unseen = 0
+    """Slices to the next in which it is looked at whether it spins."""
 
     @property
     def path(self) -> str:
@@ -108,10 +110,15 @@ class VirtualMachine(Virt):
                 return ended
             steps -= self.steps - before - skipped
             idle -= skipped * self.clock.step_ns
-        ended = self.run(steps, idle=idle, exact=False)
-        stood, self._stood = self._stood, [hart.pc for hart in self.harts]
-        launched = any(hart.launched for hart in self.harts)
-        self.spins = not launched and isinstance(ended, Budget) and spin.near(stood, self._stood) and spin.spins(self)
+        ended = self.slice(steps, idle)
+        stood, self._stood = self._stood, spin.stand(self)
+        near = isinstance(ended, Budget) and spin.near(stood, self._stood)
+        self._unseen = max(self._unseen - 1, 0)
+        if near and self._unseen and stood != self._stood:
+            near = False
+        self.spins = near and not any(hart.launched for hart in self.harts) and spin.spins(self)
+        if near:
+            self._unseen = 0 if self.spins else spin.UNSEEN + 1
         if self.spins:
             waits = self.awaits()
             if waits.wake is None or waits.wake > self.clock.now():

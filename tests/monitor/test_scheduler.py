@@ -33,6 +33,7 @@ from ringfence.machine.board import ACLINT
 from ringfence.machine.clock import NEVER
 from ringfence.machine.device.aclint import MTIME
 from ringfence.machine.machine import CHECK_SPAN
+from ringfence.monitor import spin
 from ringfence.monitor.monitor import Monitor
 from ringfence.monitor.scheduler import Claim, admit, fair_level
 from ringfence.monitor.vm import VirtualMachine
@@ -303,6 +304,25 @@ def test_machine_with_one_spinning_hart_is_not_idle() -> None:
     monitor.run(RUN)
     assert received(*guests) == pytest.approx([1 / 2, 1 / 2], rel=0.02)
     assert guests[0].harts[1].x[5] > 0
+
+
+def test_machine_that_worked_is_passed_over_once_it_spins() -> None:
+    """Work in a small loop is hardly looked at; an idle loop behind it, with ticks that change registers, met soon."""
+    monitor = site()
+    busy = add(monitor, BUSY)
+    work = [*constant(8, RUN // 8), put("addi", rd=8, rs1=8, imm=-1), put("bne", rs1=8, rs2=0, imm=-4)]
+    idle = add(monitor, ticking(500, [*work, *SPIN]))
+    monitor.run(RUN // 8)
+    worked = idle.account.slices
+    with pytest.MonkeyPatch.context() as patch:
+        looks: list[VirtualMachine] = []
+        patch.setattr(spin, "spins", lambda machine: looks.append(machine))
+        monitor.run(RUN // 8)
+        assert 0 < looks.count(idle) <= (idle.account.slices - worked) // spin.UNSEEN + 1
+    monitor.run(RUN // 2)
+    before = busy.account.steps
+    monitor.run(RUN)
+    assert busy.account.steps - before >= 0.8 * RUN
 
 
 def test_loop_that_looks_is_not_idle() -> None:

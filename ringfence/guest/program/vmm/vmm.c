@@ -3,7 +3,7 @@
 // It runs one machine in its own memory: the program that it was given as initrd; or, while `depth` on its command
 // line is more than 1, itself, with `depth` one less. So `depth=3` is a monitor on a monitor on a monitor. The machine
 // is a replica of the one that the monitor runs on, but for memory, and finds the same device tree. With `other=1`
-// each monitor has a second machine beside that, with the program; the two take turns.
+// each monitor has a second machine beside that, with the program; the two take turns of `quantum` steps.
 //
 //     memory   [tables and control blocks | this program | the machine's memory ... | other's | initrd | device tree]
 //              0                          2 MiB          4 MiB                        below the initrd
@@ -14,14 +14,14 @@
 enum { VALID = 1, READ = 2, WRITE = 4, EXECUTE = 8, USER = 16, ACCESSED = 64, DIRTY = 128 };  // of an entry of f
 #define LEAF (VALID | READ | WRITE | EXECUTE | USER | ACCESSED | DIRTY)
 #define SV39X4 (8ul << 60)
-#define QUANTUM 1000000ul    // steps, while there are two machines
+#define QUANTUM 1000000ul
 #define OTHER_SIZE (16 * MIB)
 #define FINISHER ((volatile u32 *)0x100000)
 
 extern u8 image_start[], image_end[];
 extern u8 _entry[];
 
-static u64 base, size, initrd, initrd_size, tree_size, harts, level, crash;
+static u64 base, size, initrd, initrd_size, tree_size, harts, level, crash, quantum;
 static const u8 *tree;
 static struct machine_below machines[2];
 static u32 count;
@@ -271,7 +271,7 @@ static void run(struct machine_below *m)
     struct block *block = m->block;
     bool alone = running() == 1;
 
-    block->budget = alone ? 0 : QUANTUM;
+    block->budget = alone ? 0 : quantum;
     block->idle = alone ? FOREVER : now - m->left;
     vmrun(block);
     now += block->steps - m->steps;
@@ -330,6 +330,7 @@ void vmm_main(const void *given)
     args = command_line();
     level = number(args, "level", 1);
     crash = number(args, "crash", 0);
+    quantum = number(args, "quantum", QUANTUM);
     depth = number(args, "depth", 1);
     other = number(args, "other", 0) != 0;
     free_memory = base;
