@@ -212,7 +212,7 @@ class Virtualizer:
         """The harts go on with what the control block says of them."""
         for n, hart in enumerate(machine.harts):
             given = state[n * SIZE : (n + 1) * SIZE]
-            if given != hart.block[:SIZE]:
+            if given != bytes(hart.block[:SIZE]):  # memoryviews compare word by word
                 self._set(machine, hart, memoryview(given).cast("Q"))
 
     def _set(self, machine: Launched, hart: Hart, words: memoryview) -> None:

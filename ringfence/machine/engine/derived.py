@@ -110,11 +110,12 @@ def _purge(e: Emit) -> None:
         e.when(held == host, lambda: _empty(e, at))
 
     def hart(state: Word) -> None:
-        def slot(start: Word) -> None:
-            e.loop(start, start + g.sets * ENTRY, ENTRY, entry)
+        def slot(n: Word) -> None:
+            start = state + TLBS + g.sets * ENTRY + n * g.data_slot  # behind the read half
+            used = e.peek(e.address(state + OFFSETS["data_keys"] + (n << 3))) != 0
+            e.when(used, lambda: e.loop(start, start + g.sets * ENTRY, ENTRY, entry))
 
-        first = state + TLBS + g.sets * ENTRY  # behind the read half
-        e.loop(first, first + SLOTS * g.data_slot, g.data_slot, slot)
+        e.loop(Int(0), Int(SLOTS), 1, slot)
 
     _each_hart(e, hart)
 

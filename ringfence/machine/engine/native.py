@@ -67,6 +67,11 @@ class Native(Derived):
         self._harts = anonymous(HARTS * 8)
         self._addresses = memoryview(self._harts).cast("B").cast("Q")
         self._blocks: list[memoryview] = []
+        """Of harts that run: what is derived is dropped from their TLBs."""
+        self._given = 0
+        self._first = anonymous(self._geometry.stride)
+        self._state = host_address(self._first)
+        """A hart's that nobody has, for functions that want one to find the machine by."""
         self.block = anonymous(4096)
         self._flags = memoryview(ram.flags)
         arena = host_address(self._arena)
@@ -84,6 +89,7 @@ class Native(Derived):
             "harts": host_address(self._harts),
         }.items():
             self.words[MACHINE[name]] = value
+        memoryview(self._first).cast("B").cast("Q")[INDEX["machine"]] = host_address(self.block)
         ram.derived = self
 
     # Harts
@@ -92,7 +98,7 @@ class Native(Derived):
         """Give a hart a block, whose address is returned. `places`: of the frames of a virtual machine's `ram`. Raises
         MachineError.
         """
-        if len(self._blocks) == HARTS:
+        if self._given == HARTS:
             raise MachineError(f"a bare machine and all machines on it have at most {HARTS} harts")
         block = anonymous(self._geometry.stride)
         hart.move(memoryview(block))
@@ -103,16 +109,22 @@ class Native(Derived):
             "places": 0 if places is None else host_address(places),
         }.items():
             hart.words[INDEX[name]] = value
-        address = host_address(block)
+        self._given += 1
+        return host_address(block)
+
+    def enlist(self, hart: Hart, address: int) -> None:
+        """The hart is about to run for the first time: from now on it has translations to drop."""
         self._addresses[len(self._blocks)] = address
         self._blocks.append(hart.words)
         self.words[MACHINE["hart_count"]] = len(self._blocks)
-        return address
 
     def remove(self, hart: Hart) -> None:
         """The hart goes on elsewhere, if it does."""
-        at = next(n for n, words in enumerate(self._blocks) if words is hart.words)
+        self._given -= 1
+        at = next((n for n, words in enumerate(self._blocks) if words is hart.words), None)
         hart.move(memoryview(bytearray(hart.block)))
+        if at is None:  # it never ran
+            return
         last = self._blocks.pop()
         self._addresses[at] = self._addresses[len(self._blocks)]
         if at < len(self._blocks):
@@ -129,7 +141,7 @@ class Native(Derived):
             if flags & WATCHED:
                 self.changes(first, first)
             if flags & CODE:
-                self._forget(self._addresses[0], place, length)
+                self._forget(self._state, place, length)
             if flags & SHADOWED:
                 self._clear_shadows(first, place, length)
             if flags & TABLE and (length != 8 or place & 7 or self._map[place] & 1):  # no TLB holds what is not valid
@@ -148,7 +160,7 @@ class Native(Derived):
             if flags & SHADOWED:
                 self._clear_shadows(frame, start, end - start)
             if flags & CODE:
-                self._forget(self._addresses[0], start, end - start)
+                self._forget(self._state, start, end - start)
 
     def moved(self) -> None:
         super().moved()
@@ -264,7 +276,7 @@ class Native(Derived):
             retire()
         flags = int(self._flags[frame])
         if flags & CODE:
-            self._forget(self._addresses[0], frame * FRAME, FRAME)
+            self._forget(self._state, frame * FRAME, FRAME)
         self.forget_all_translations()
         self._flags[frame] = flags & ~(CODE | TABLE)
         self._writes[2 * frame : 2 * frame + 2] = bytes(2)

@@ -219,6 +219,8 @@ class Threaded:
         key = bytes(hart.words[_PMP])
         if self._protected[hart.number] == key:
             return
+        if not hart.words[INDEX["permissions"]]:
+            self.native.enlist(hart, self._addresses[hart.number])
         self._protected[hart.number] = key
         permissions = self._permissions.get(key)
         if permissions is None:

@@ -316,7 +316,7 @@ static void go_mad(void)
 {
     say("goes mad");
     for (u64 *word = (u64 *)base; word < (u64 *)(base + size); word++)
-        *word = 0x5a5a5a5a5a5a5a5a;
+        *word = 0xa001a001a001a001;  // a jump to itself, and an address that is none
 }
 
 void vmm_main(const void *given)
