@@ -20,7 +20,6 @@ from ringfence.machine.device.device import AccessFault
 from ringfence.machine.engine.reference import Known, ReferenceEngine, bind
 from ringfence.machine.hart import FIELDS, SIZE, Hart
 from ringfence.machine.machine import Computer
-from ringfence.word import Int, Word
 
 KINDS = ("insn", "trap", "csr", "io")
 MODES = "US?M"
@@ -79,14 +78,13 @@ class _Traced(Known):
         self._where = f"{self._computer.clock.steps} {hart.number} {MODES[hart.priv]} {hart.pc:016x}"
         return super().interrupt(hart)
 
-    def _enter(self, cause: Word, tval: Word, interrupt: bool) -> None:
+    def _enter(self, cause: int, tval: int, interrupt: bool) -> None:
         super()._enter(cause, tval, interrupt)
         self._trapped = True
         if "trap" in self._kinds:
-            assert isinstance(cause, Int) and isinstance(tval, Int)
-            name = (Irq if interrupt else Cause)(cause.value).name
+            name = (Irq if interrupt else Cause)(cause).name
             to = f"{MODES[self._hart.priv]} {self._hart.pc:016x}"
-            self._line(f"trap {self._where} -> {to} {name}" + ("" if interrupt else f" tval {tval.value:#x}"))
+            self._line(f"trap {self._where} -> {to} {name}" + ("" if interrupt else f" tval {tval:#x}"))
 
     def _access(self, pa: int, text: str) -> None:
         for start, end, device in self._computer.bus.windows():

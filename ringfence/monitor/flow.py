@@ -100,9 +100,9 @@ class _Watched(Known):
         after = hart.priv, hart.pc
         self._take(Event(*place, self._bits, self._by_monitor, self._cause, self._transfer, self._entry, after))
 
-    def _enter(self, cause: Word, tval: Word, interrupt: bool) -> None:
+    def _enter(self, cause: int, tval: int, interrupt: bool) -> None:
         super()._enter(cause, tval, interrupt)
-        self._cause = (Irq if interrupt else Cause)(value_of(cause))
+        self._cause = (Irq if interrupt else Cause)(cause)
 
     def _translate(self, va: int, size: int, access: Access) -> int:
         self._pa = super()._translate(va, size, access)

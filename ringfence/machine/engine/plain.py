@@ -1,7 +1,9 @@
-"""The walk over plain numbers: `isa.paging.translate`, read once over words that write Python instead of LLVM's IR.
+"""The walk and trap entry over plain numbers: `isa.paging.translate` and `isa.trap.enter`, read once over words that
+write Python instead of LLVM's IR.
 
 The reading over known words makes an object of each intermediate result, which a walk that the reference or a monitor
-does for every page is too slow with. It is the same definition; what memory and TLB hold is asked of the reference.
+does for every page is too slow with, and a trap that the reference takes. It is the same definition; what memory and
+TLB hold is asked of the reference.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ringfence.isa import trap
 from ringfence.isa.paging import Access, translate
 from ringfence.machine.hart import FIELDS
 from ringfence.word import Builder, Int, Ir, Word
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 Walk = Callable[["Known", memoryview, int], int]
 """(effects, the hart's state, virtual address): the physical address. Raises Trap."""
+Enter = Callable[["Known", memoryview, int, int, int], None]
+"""(effects, the hart's state, cause, tval, pc)."""
 
 _SIGNS = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^", "shl": "<<", "lshr": ">>"}
 _COMPARE = {"eq": "==", "ne": "!=", "ult": "<", "uge": ">=", "ugt": ">", "ule": "<="}
@@ -83,11 +88,25 @@ class _Lines(Builder):
 class _Writer:
     """The effects that `translate` asks for (isa.effects.System)."""
 
+    _lines: _Lines
+
     def __init__(self) -> None:
-        self._lines = _Lines()
+        object.__setattr__(self, "_lines", _Lines())
 
     def __getattr__(self, name: str) -> Word:
         return self._lines.name(f"words[{FIELDS[name].offset >> 3}]", 64)
+
+    def __setattr__(self, name: str, value: Word) -> None:
+        self._lines.emit(f"words[{FIELDS[name].offset >> 3}] = {value}")
+
+    def regime(self) -> None:
+        pass
+
+    def check_point(self) -> None:
+        pass
+
+    def jump(self, target: Word) -> None:
+        self._lines.emit(f"h.jump(Int({target}))")
 
     def when(self, condition: Word, then: Callable[[], Any], otherwise: Callable[[], Any] | None = None) -> Any:
         if isinstance(condition, Int):
@@ -123,21 +142,29 @@ class _Writer:
     def element(self, name: str, n: Word) -> Word:
         return self._lines.name(f"h.element({name!r}, Int({n})).value", 64)
 
-    def function(self, result: Word) -> str:
-        return "\n".join(["def walk(h, words, va):", *self._lines.lines, f" return {result}"])
+    def parameter(self, name: str) -> Word:
+        return Ir(name, 64, self._lines)
 
-    @property
-    def va(self) -> Word:
-        return Ir("va", 64, self._lines)
+    def function(self, parameters: str, result: Word | None = None) -> Any:
+        from ringfence.machine.engine.reference import Trap
+
+        found: dict[str, Any] = {"Int": Int, "Trap": Trap}
+        exec("\n".join([f"def function(h, words, {parameters}):", *self._lines.lines, f" return {result}"]), found)
+        return found["function"]
 
 
 @cache
 def walk(access: Access) -> Walk:
-    from ringfence.machine.engine.reference import Trap
-
     writer = _Writer()
-    source = writer.function(translate(writer, writer.va, access))  # type: ignore[arg-type]
-    found: dict[str, Any] = {"Int": Int, "Trap": Trap}
-    exec(source, found)
-    walk: Walk = found["walk"]
-    return walk
+    result = translate(writer, writer.parameter("va"), access)  # type: ignore[arg-type]
+    function: Walk = writer.function("va", result)
+    return function
+
+
+@cache
+def enter(interrupt: bool) -> Enter:
+    writer = _Writer()
+    cause, tval, pc = map(writer.parameter, ("cause", "tval", "pc"))
+    trap.enter(writer, cause, tval, pc, interrupt)  # type: ignore[arg-type]
+    function: Enter = writer.function("cause, tval, pc")
+    return function

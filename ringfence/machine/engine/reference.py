@@ -107,7 +107,7 @@ class Known:
     def step(self, hart: Hart) -> bool:
         """One instruction, or the trap in its place: one step. True: what follows is a check point."""
         if caught := self.attempt(hart):
-            self._enter(Int(caught.cause), Int(caught.tval), False)
+            self._enter(caught.cause, caught.tval, False)
             self._check |= (self._pc ^ self._next) >> 12 != 0
         self._computer.clock.steps += 1
         return self._check
@@ -200,7 +200,7 @@ class Known:
         if not bits.value:
             return False
         self._pc = self._next = words[_PC]
-        self._enter(trap.highest(bits), Int(0), True)
+        self._enter(value_of(trap.highest(bits)), 0, True)
         self._computer.clock.steps += 1
         return True
 
@@ -211,8 +211,8 @@ class Known:
             return 0
         return value_of(trap.pending(self))  # type: ignore[arg-type]
 
-    def _enter(self, cause: Word, tval: Word, interrupt: bool) -> None:
-        trap.enter(self, cause, tval, Int(self._pc), interrupt)  # type: ignore[arg-type]
+    def _enter(self, cause: int, tval: int, interrupt: bool) -> None:
+        plain.enter(interrupt)(self, self._words, cause, tval, self._pc)
         self._words[_PC] = self._next
 
     def _fetch(self, pc: int) -> int:

@@ -1,4 +1,4 @@
-"""The walk over plain numbers is the definition's."""
+"""The walk and trap entry over plain numbers are the definition's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Callable
 from states import MEMORY, SCALE, scramble
 
 from ringfence import Virt, virt
+from ringfence.isa import trap
 from ringfence.isa.paging import Access, translate
+from ringfence.isa.trap import Cause, Irq
 from ringfence.machine.board import RAM, Tlb
 from ringfence.machine.engine import plain
 from ringfence.machine.engine.reference import Trap, value_of
@@ -66,3 +68,25 @@ def test_walk_over_numbers_is_the_definition() -> None:
 def test_walk_over_numbers_finds_the_same_entries_of_a_tlb() -> None:
     """Where software fills it."""
     assert agree("software") > 100
+
+
+def test_plain_trap_entry_is_the_definition() -> None:
+    """From any state, for any cause, it leaves the same state, and goes to the same place."""
+    rng = random.Random("entry")
+    for n in range(round(300 * SCALE)):
+        machine = virt(MEMORY, tlb=("hardware", "software")[n & 1])
+        hart, reference = machine.harts[0], machine.reference
+        scramble(rng, hart)
+        before, interrupt = bytes(hart.block), rng.random() < 0.3
+        cause = rng.choice(list(Irq if interrupt else Cause))
+        tval = rng.getrandbits(64)
+        reached = []
+        for by_numbers_ in (False, True):
+            hart.block[:] = before
+            reference.permission(hart, RAM, 1, False)  # this hart it is about
+            if by_numbers_:
+                plain.enter(interrupt)(reference, hart.words, cause, tval, hart.pc)
+            else:
+                trap.enter(reference, Int(cause), Int(tval), Int(hart.pc), interrupt)  # type: ignore[arg-type]
+            reached.append((reference._next, hart.block[:SIZE].tobytes()))
+        assert reached[0] == reached[1]
