@@ -131,7 +131,7 @@ class Session(ABC):
                 tick = now + TICK
                 self.machine.stop()
             listener = self.listener
-            wanted = keyboard.open and listener is not None and len(listener.uart.waiting) < READ_AHEAD
+            wanted = keyboard.open and listener is not None and len(listener.uart.owner.waiting) < READ_AHEAD
             wait = tick - now if self.wall is None else min(tick - now, started + self.wall - now)
             if terminal.wait(keyboard.fd if wanted else None, max(wait, 0)):
                 self.give(keyboard.read())
@@ -216,7 +216,7 @@ class Alone(Session):
             if verdict := self.watch.verdict():
                 return verdict
             if isinstance(ended, Idle):
-                if not board.uart.ier & IER_RDA:
+                if not board.uart.owner.ier & IER_RDA:
                     return Ending(
                         PANIC, "halted", "the guest has halted: every hart waits, and nothing to come can wake one"
                     )

@@ -16,6 +16,7 @@ from ringfence.isa.trap import Cause, Irq, S, Status
 from ringfence.machine.board import Virt
 from ringfence.machine.device.device import AccessFault
 from ringfence.machine.device.uart16550 import LSR, LSR_DR, RBR
+from ringfence.machine.memory import WRITE
 from ringfence.word import Int
 
 if TYPE_CHECKING:
@@ -226,11 +227,14 @@ class Sbi:
         try:
             if a[2]:
                 raise AccessFault
-            self.board.ram.offset(a[1], a[0])
+            at = self.board.ram.offset(a[1], a[0])
         except AccessFault:
             return INVALID_PARAM, 0
+        most = min(a[0], CONSOLE_BYTES, len(self.board.uart.fifo) + len(self.board.uart.waiting))
+        for _ in self.board.ram.places(at, most, WRITE):
+            pass  # a VM-fault comes before a byte is taken
         data = bytearray()
-        while len(data) < min(a[0], CONSOLE_BYTES) and (byte := self._received()) is not None:
+        while len(data) < most and (byte := self._received()) is not None:
             data.append(byte)
         self.board.ram.write(a[1], bytes(data))
         return SUCCESS, len(data)

@@ -31,24 +31,34 @@ class Clock:
         self._order = 0
         self._host_start = time.monotonic_ns()
         self._stopped_at: int | None = self._host_start
+        self._beneath: Clock | None = None
         self.alarm: Alarm | None = None
 
     def now(self) -> int:
         if self.source == "virtual":
             return self.steps * self.step_ns + self.idle_ns
-        at = time.monotonic_ns() if self._stopped_at is None else self._stopped_at
+        at = self._real() if self._stopped_at is None else self._stopped_at
         return at - self._host_start
+
+    def _real(self) -> int:
+        return time.monotonic_ns() if self._beneath is None else self._beneath.now()
+
+    def follow(self, beneath: Clock) -> None:
+        """A clock that stands: from now on the time of `beneath` is what host time is to it."""
+        now, self._beneath = self.now(), beneath
+        self._stopped_at = self._real()
+        self._host_start = self._stopped_at - now
 
     def start(self) -> None:
         """Host time goes on."""
         if self._stopped_at is not None:
-            self._host_start += time.monotonic_ns() - self._stopped_at
+            self._host_start += self._real() - self._stopped_at
             self._stopped_at = None
 
     def stop(self) -> None:
         """Host time stands still while nothing runs."""
         if self._stopped_at is None:
-            self._stopped_at = time.monotonic_ns()
+            self._stopped_at = self._real()
 
     @property
     def goes(self) -> bool:
@@ -58,7 +68,7 @@ class Clock:
     @property
     def host_start(self) -> int:
         """The host's monotonic time, in ns, at guest time 0."""
-        return self._host_start
+        return self._host_start if self._beneath is None else self._host_start + self._beneath.host_start
 
     def at(self, time_ns: int, device: Device, kind: str, number: int) -> None:
         """Schedule; replaces a pending event of the same device, kind and number."""

@@ -8,13 +8,16 @@ import os
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringfence.machine.board import Virt
 from ringfence.machine.console import Console
 from ringfence.machine.exit import Budget, Exit, Stopped
-from ringfence.machine.map import F, GuestRam
+from ringfence.machine.map import SUPERPAGE, F, GuestRam
 from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
+
+if TYPE_CHECKING:
+    from ringfence.machine.virtualizer import Cause
 
 
 class VmFault(Exception):
@@ -69,21 +72,28 @@ class LaunchedRam(GuestRam):
         """By offset of a table of f in the host's memory, and the first that it maps in this: its frame in the bare
         machine's, and what is called where it changes. A table may serve in several places.
         """
+        self._any = False
+        """Something is composed, here or above."""
         if isinstance(host, GuestRam):
             host.residents.append(self)
 
     def _compose(self, at: int, right: int) -> int:
-        entry = super()._compose(at, right)
-        for table, first, length in self.f.tables(at):
-            if (table, first) not in self._watched:
-                self._watch(table, first, length)
-        return entry
+        while True:
+            before, self._any = self.derived.moves, True
+            entry = super()._compose(at, right)
+            for table, first, length in self.f.tables(at):
+                if (table, first) not in self._watched:
+                    self._watch(table, first, length)
+            if self.derived.moves == before:  # else what was found may have been taken, to find the rest
+                return entry
 
     def _watch(self, table: int, first: int, length: int) -> None:
         def changes() -> None:
+            if length > SUPERPAGE:  # it leads to tables that may be none from now on
+                self._forget_all()
+                return
             self._watched.pop((table, first), None)
-            start = min(first, self.size)
-            self._forget((start, min(first + length, self.size) - start))
+            self._forget((first, min(length, self.size - first)))
             self.derived.moved()
 
         frame = self.host.place(table) // FRAME
@@ -106,10 +116,17 @@ class LaunchedRam(GuestRam):
     def lying(self, frames: bytearray) -> Iterator[tuple[int, int]]:
         yield 0, self.size
 
+    def _forget(self, *changed: tuple[int, int]) -> None:
+        if not self._any:
+            return
+        if changed == ((0, self.size),):  # the tables too may lie elsewhere
+            for frame, changes in self._watched.values():
+                self.derived.unwatch(frame, changes)
+            self._watched.clear()
+            self._any = False
+        super()._forget(*changed)
+
     def _forget_all(self) -> None:
-        for frame, changes in self._watched.values():
-            self.derived.unwatch(frame, changes)
-        self._watched.clear()
         self._forget((0, self.size))
         self.derived.moved()
 
@@ -139,6 +156,8 @@ class Launched(Virt):
     """Its step to run to."""
     idle_end: int
     """What its clock's idle time may come to."""
+    left: tuple[Cause, int, int] | None = None
+    """Why it is to be left, with address and detail, until its control block says so."""
     called = False
     """The host has something to see to."""
 

@@ -346,19 +346,22 @@ class Computer:
     def time_goes(self) -> Iterator[None]:
         """Host time goes on meanwhile, if that is the machine's, and its events make a hart that runs look."""
         clock = self.clock
-        if clock.source == "virtual" or clock.goes:
+        if clock.source == "virtual" or clock.alarm is not None:
             yield
             return
+        went = clock.goes  # as that of a machine that was launched does, between its turns too
         clock.start()
         try:
             with Alarm(self.kick) as clock.alarm:
                 try:
                     yield
                 finally:
-                    clock.stop()
+                    if not went:
+                        clock.stop()
         finally:
             clock.alarm = None
-            clock.stop()
+            if not went:
+                clock.stop()
 
     def check_program(self) -> None:
         """Raises `MachineError` where no program was loaded."""

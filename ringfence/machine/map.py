@@ -162,14 +162,15 @@ class F:
         for at, table in zip(range(0, self.size, 1 << 30), self._entries(self.root), strict=False):
             if not table & V or table & (R | X):
                 continue
-            for n, entry in enumerate(self._entries((table >> 10 & PPN) * FRAME - self.host.base)):
-                first = at + n * SUPERPAGE
+            entries = self._entries((table >> 10 & PPN) * FRAME - self.host.base)
+            for first, entry in zip(range(at, self.size, SUPERPAGE), entries, strict=False):
                 if entry & (R | X):
                     yield first, *self._meaning(entry), SUPERPAGE
                 elif entry & V:
-                    for m, leaf in enumerate(self._entries((entry >> 10 & PPN) * FRAME - self.host.base)):
+                    leaves = self._entries((entry >> 10 & PPN) * FRAME - self.host.base)
+                    for frame, leaf in zip(range(first, self.size, FRAME), leaves, strict=False):
                         if leaf & V:
-                            yield first + m * FRAME, *self._meaning(leaf), FRAME
+                            yield frame, *self._meaning(leaf), FRAME
 
     def find(self, at: int) -> int | None:
         """The offset in the host of the frame at offset `at`, as `look` says. Takes no memory."""
@@ -368,8 +369,8 @@ class GuestRam(Ram):
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         nothing = bytes(FRAME)
-        there = {at + n: size for at, _, _, size in self.f.pages() for n in range(0, size, FRAME)}
-        for at in sorted({*there, *self.absent}):
+        there = {n for at, _, _, size in self.f.pages() for n in range(at, min(at + size, self.size), FRAME)}
+        for at in sorted(there | self.absent.keys()):
             if (data := self.look(at)) != nothing:
                 yield at >> 12, data
 

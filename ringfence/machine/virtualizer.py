@@ -23,14 +23,14 @@ from ringfence.machine.hart import FIELDS, SIZE, Hart
 from ringfence.machine.launched import Launched, LaunchedRam, Terminal, VmFault
 from ringfence.machine.machine import CHECK_SPAN
 from ringfence.machine.map import ROOT, GuestRam
-from ringfence.machine.memory import FRAME, Ram
+from ringfence.machine.memory import FRAME, WRITE, Ram
 
 MODE = 8
 """Of f: Sv39x4."""
 MACHINES = 15
 """The highest number of a virtual machine of one machine."""
 MOST = 64
-"""Of all that stand on one bare machine."""
+"""Of all that stand on one bare machine; and of levels on it, of monitors in Python too: each calls the next."""
 FOREVER = (1 << 64) - 1
 IN_MACHINE = 3
 """In a hart's `waiting`: the machine that it runs has nothing to do."""
@@ -87,6 +87,7 @@ class Virtualizer:
         ram = self._host.ram
         if block & FRAME - 1:
             raise AccessFault
+        ram.place(ram.offset(block, FRAME), WRITE)  # nothing is done that a VM-fault would have done twice
         request = REQUEST.unpack(ram.read(block, REQUEST.size))
         f, number, memory, harts, flags, steps, idle = request
         wrong = self._wrong(f, number, memory, harts, flags, hart)
@@ -108,6 +109,7 @@ class Virtualizer:
             machine = self.machines[number]
             self._resume(machine, state)
         machine.hart = hart.number
+        machine.clock.start()
         machine.budget_end = machine.steps + steps if steps else NEVER
         machine.idle_end = NEVER if idle == FOREVER else machine.clock.idle_ns + idle
         self._runs[hart.number] = machine
@@ -163,7 +165,7 @@ class Virtualizer:
     def _make(self, number: int, root: int, memory: int, harts: int) -> Launched | None:
         """A machine as this one is, but for its memory and harts."""
         host, bare = self._host, _bare(self._host.ram)
-        if bare.machines == MOST:
+        if bare.machines == MOST or _level(host.ram) >= MOST:
             return None
         ram = LaunchedRam(host.ram.base, memory, host.ram, root)
         try:
@@ -188,6 +190,7 @@ class Virtualizer:
             return None
         bare.machines += 1
         machine.host, machine.hart = host, None
+        machine.clock.follow(host.clock)
         machine.on_reset = lambda: None
         self.machines[number] = machine
         return machine
@@ -233,6 +236,9 @@ class Virtualizer:
         host, as `Engine.run` does; or, not further than step `end`, exactly. True: that is a check point of the hart's.
         """
         clock, machine = self._host.clock, self._runs[hart.number]
+        if machine.left is not None:  # the control block was not there to be told
+            self.leave(hart, *machine.left)
+            return True
         steps = max(min(deadline - clock.steps, machine.budget_end - machine.steps), 1)
         real = clock.source == "host"
         idle = 0 if real else None if machine.idle_end == NEVER else machine.idle_end - machine.clock.idle_ns
@@ -270,6 +276,7 @@ class Virtualizer:
     def leave(self, hart: Hart, cause: Cause, address: int = 0, detail: int = 0) -> None:
         """The hart goes on behind its launch, and the control block says why."""
         machine = self._runs[hart.number]
+        machine.left = cause, address, detail
         when = machine.next_event()
         wake = FOREVER if when == NEVER else max(when - machine.clock.now(), 0)
         result = RESULT.pack(cause, address, detail, machine.steps, wake)
@@ -277,7 +284,8 @@ class Virtualizer:
         between = bytes(STATE_AT - RESULT_AT - RESULT.size)
         self._host.ram.write(hart.launched + RESULT_AT, result + between + state)  # may be a VM-fault of the host's
         self.exits[cause] += 1
-        machine.hart = None
+        machine.hart = machine.left = None
+        machine.clock.stop()
         hart.launched = hart.waiting = 0
 
     def _tell(self, block: int, cause: Cause, address: int = 0) -> None:
@@ -303,6 +311,14 @@ class Virtualizer:
             if machine.hart is not None:
                 machine.called = machine.wanted = True
                 machine.kick()
+
+
+def _level(ram: Ram) -> int:
+    """Of the machine with this memory: the bare one's is 0."""
+    level = 0
+    while isinstance(ram, GuestRam):
+        ram, level = ram.host, level + 1
+    return level
 
 
 def _bare(ram: Ram) -> Ram:

@@ -201,22 +201,27 @@ class Monitor:
             self._reserve(vm)
 
         ram = GuestRam(RAM, memory, f, fault, clear)
-        vm = assemble(
-            VirtualMachine,
-            ram,
-            harts,
-            engine=self._engine(ram, technique, second_level, shadows == "kept"),
-            clock=clock,
-            step_ns=step_ns,
-            turn=turn,
-            seed=seed,
-            console=console,
-            disks=disks,
-            epoch_ns=epoch_ns,
-            rng_seed=rng_seed,
-            tlb=self.machine.inputs.tlb,
-            isa=self.machine.inputs.isa,
-        )
+        try:
+            vm = assemble(
+                VirtualMachine,
+                ram,
+                harts,
+                engine=self._engine(ram, technique, second_level, shadows == "kept"),
+                clock=clock,
+                step_ns=step_ns,
+                turn=turn,
+                seed=seed,
+                console=console,
+                disks=disks,
+                epoch_ns=epoch_ns,
+                rng_seed=rng_seed,
+                tlb=self.machine.inputs.tlb,
+                isa=self.machine.inputs.isa,
+            )
+        except MachineError:
+            ram.leave()
+            self._allocator.give_back_root(root)
+            raise
         vm.name, vm.monitor, vm.resident, vm.account = name, self, resident, Account(claim)
         vm.held = vm.hand = 0
         vm.paged = {}

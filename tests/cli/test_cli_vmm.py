@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -43,3 +45,17 @@ def test_run_vmm_refuses_in_a_sentence(arguments: list[str], status: int, said: 
     """What cannot be is said, with a status."""
     done = run(*arguments)
     assert done.returncode == status and said in done.stdout + done.stderr
+
+
+def test_run_vmm_waits_for_input_that_comes_late() -> None:
+    """Every hart waits, but what is typed would wake the guest at the bottom: it is not taken for dead."""
+    command = [sys.executable, "-m", "ringfence", "run", "vmm", "--append", "depth=2"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        shown = b""
+        while b"corral> " not in shown:
+            shown += os.read(process.stdout.fileno(), 4096)
+        time.sleep(0.3)
+        assert process.poll() is None
+        out, _ = process.communicate(b"run hello\n", timeout=60)
+    assert process.returncode == 0 and b"Hello from process 1" in out

@@ -195,6 +195,16 @@ def test_vmm_destroyed_with_its_machine_leaves_nothing() -> None:
         assert monitor.machine.ram.machines == 0
 
 
+def test_there_is_an_end_to_the_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of monitors in Python count too: a machine above the last is not launched, and its monitor is told."""
+    monkeypatch.setattr("ringfence.machine.virtualizer.MOST", 2)
+    machine = nested(1, memory(2), isa="hv")
+    load(machine, VMM, initrd=[CORRAL], append=arguments(2))
+    ended = machine.run()
+    assert isinstance(ended, PowerOff) and ended.status == 1
+    assert "vmm 2: the program cannot run: cause 8" in machine.console.text
+
+
 @pytest.mark.parametrize(
     ("machine", "options", "said"),
     [

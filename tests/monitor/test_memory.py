@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from ringfence import CORRAL, Idle, Image, MachineError, MiB, Virt, VirtualMachine, load, virt
 from ringfence.errors import OutOfMemory
+from ringfence.isa.trap import M
 from ringfence.machine.memory import FRAME
-from ringfence.monitor.monitor import Monitor
+from ringfence.monitor.monitor import Monitor, Technique
 
 STEPS = 600_000
 """Corral's self-test has ended by then, and it waits for input."""
@@ -211,3 +214,82 @@ def test_machine_too_small_for_a_map_is_refused() -> None:
     with pytest.raises(MachineError, match="map"):
         for n in range(10):
             monitor.create(f"guest{n}", 4 * MiB)
+
+
+@pytest.mark.parametrize("technique", ["virtualizer", "trap"])
+def test_machine_that_cannot_be_made_takes_nothing(technique: Technique, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are too few harts for it, at either level: memory and harts are free as before."""
+    monkeypatch.setattr("ringfence.machine.engine.native.HARTS", 16)
+    below = Monitor(virt(64 * MiB))
+    outer = Monitor(below.create("outer", 48 * MiB, technique=technique))
+    for monitor in (below, outer, below):
+        free = monitor._allocator.free
+        for _ in range(3):
+            monitor.create("a", 8 * MiB, 5, technique=technique)
+            with pytest.raises(MachineError, match="at most 16 harts"):
+                monitor.create("b", 8 * MiB, 8, technique=technique)
+                monitor.create("c", 8 * MiB, 8, technique=technique)
+            for name in set(monitor.guests) - {"outer"}:
+                monitor.destroy(name)
+            assert monitor._allocator.free == free
+
+
+@pytest.mark.parametrize("technique", ["virtualizer", "trap"])
+def test_memory_is_all_free_when_all_machines_are_gone(technique: Technique) -> None:
+    """Machines are made, run, shared, paged, cleared and destroyed at random, with too little memory and paging disk
+    for all: no frame and no slot is free twice, or is free and a machine's, and at the end all are free.
+    """
+    draw = random.Random(9)
+    host = Monitor(virt(96 * MiB)).create("host", 32 * MiB, technique=technique)
+    monitor = Monitor(host, paging=MiB)
+    everything = frames(monitor)
+    done: Counter[str] = Counter()
+    for n in range(300):
+        names = list(monitor.guests)
+        with suppress(OutOfMemory):
+            match draw.choice(("make", *["run"] * 6, "share", "page", "page", "clear", "destroy")):
+                case "make" if len(names) < 4:
+                    vm = monitor.create(f"m{n}", draw.choice((8, 16)) * MiB, resident=draw.choice((0, 5 * FRAME)))
+                    load(vm, CORRAL, append="-- selftest")
+                case "share":
+                    monitor.share()
+                case action if not names or action == "make":
+                    continue
+                case "run":
+                    vm = monitor.guests[draw.choice(names)]
+                    if vm.harts[0].priv != M:  # else there was no memory for its program
+                        vm.run(draw.randrange(100_000))
+                case "page":
+                    vm = monitor.guests[draw.choice(names)]
+                    for at, _, _, size in draw.sample(there := list(vm.ram.f.pages()), min(len(there), 20)):
+                        if at >= vm.resident:
+                            monitor.page_out(vm, at + draw.randrange(0, size, FRAME))
+                case "clear":
+                    monitor.guests[draw.choice(names)].on_reset()  # and loaded again
+                case "destroy":
+                    monitor.destroy(draw.choice(names))
+        for vm in monitor.guests.values():
+            done.update(shared=vm.account.shared, separated=vm.account.separated, back=vm.account.paged_in)
+        held = Counter(
+            to + inside
+            for vm in monitor.guests.values()
+            for _, to, _, size in vm.ram.f.pages()
+            for inside in range(0, size, FRAME)
+        )
+        assert not frames(monitor) & held.keys()
+        assert {to: count for to, count in held.items() if count > 1}.items() <= monitor._sharers.items()
+        slots = [slot for vm in monitor.guests.values() for slot in vm.paged.values()] + monitor._disk._free
+        assert sorted(slots) == list(range(monitor._disk._count))
+    assert min(done["shared"], done["separated"], done["back"]) > 100
+    for name in list(monitor.guests):
+        monitor.destroy(name)
+    assert frames(monitor) == everything and not host.ram.above and not host.ram.residents
+
+
+def frames(monitor: Monitor) -> set[int]:
+    """Those that nobody has, each of them once."""
+    allocator = monitor._allocator
+    found = [at for first in allocator._superpages for at in range(first, first + 512 * FRAME, FRAME)]
+    found += allocator._frames
+    assert len(found) == len(set(found))
+    return set(found)

@@ -120,6 +120,12 @@ class Uart16550(Device):
         waiting, self.waiting = bytes(self.waiting), bytearray()
         heir.receive(waiting)
 
+    @property
+    def owner(self) -> Uart16550:
+        """The chip whose guest has the console; from any thread."""
+        heir = self.heir
+        return self if heir is None else heir.owner
+
     def receive(self, data: bytes) -> None:
         """Sends `data` to the guest, behind what it has not read yet."""
         if self.heir is not None:

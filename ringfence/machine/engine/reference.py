@@ -18,6 +18,7 @@ from ringfence.machine.engine import plain
 from ringfence.machine.hart import FIELDS, Hart
 from ringfence.machine.launch import Trapped, user_hart
 from ringfence.machine.memory import EXECUTE, Ram
+from ringfence.machine.memory import WRITE as TO_WRITE
 from ringfence.machine.stops import READ, WRITE
 from ringfence.word import Int, Word
 
@@ -337,7 +338,7 @@ class Known:
             else:
                 data = value.value.to_bytes(size, "little")
                 for pa, n, _ in pieces:
-                    bus.ram.offset(pa, n)
+                    bus.ram.place(bus.ram.offset(pa, n), TO_WRITE)
                 for pa, n, _ in pieces:
                     bus.ram.write(pa, data[:n])
                     data = data[n:]

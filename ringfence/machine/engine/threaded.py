@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ringfence.errors import MachineError
 from ringfence.isa import pmp
 from ringfence.machine.engine import code, layout
 from ringfence.machine.engine.layout import WATCHED_PAGES, Action
@@ -48,8 +49,13 @@ class Threaded:
         self._harts: list[Hart] = []
         self._returned: list[int] = []
         """Numbers of harts that were lent and are back."""
-        for hart in computer.harts:
-            self._add(hart)
+        try:
+            for hart in computer.harts:
+                self._add(hart)
+        except MachineError:
+            for hart in self._harts[:-1]:
+                self.native.remove(hart)
+            raise
 
     def _add(self, hart: Hart) -> None:
         self._protected.append(b"")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from ringfence.errors import MachineError
 from ringfence.isa import pmp
 from ringfence.isa.paging import DIRTY, MODES, PPN, USER, Access, R, W, X
 from ringfence.isa.trap import Cause, M, S, Status, U
@@ -56,7 +57,14 @@ class Deprivileged:
 
     def __init__(self, computer: Computer, ram: GuestRam, host: Computer) -> None:
         self._computer, self._ram, self._host = computer, ram, host
-        self._real = [host.engine.lend(hart) for hart in computer.harts]
+        self._real: list[Hart] = []
+        try:
+            for hart in computer.harts:
+                self._real.append(host.engine.lend(hart))
+        except MachineError:
+            for real in self._real:
+                host.engine.take_back(real)
+            raise
         self._roots: dict[tuple[int, int, int, int], int] = {}
         """satp of a lent hart, by its virtual hart's number, satp, privilege and what of its status matters."""
         self._returned: list[int] = []
@@ -306,9 +314,9 @@ class TrapAndEmulate(Deprivileged):
         self._shadows = ram.shadows = shadows
         shadows.on_free = self._forget_spaces
         self._writes: Counter[int] = Counter()
+        super().__init__(computer, ram, host)
         if isinstance(host.ram, GuestRam):
             host.ram.residents.append(shadows)
-        super().__init__(computer, ram, host)
 
     def close(self) -> None:
         super().close()
