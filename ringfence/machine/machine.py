@@ -321,7 +321,7 @@ class Computer:
 
     def slice(self, steps: int, idle: int | None) -> Exit:
         """`run(steps, idle=idle, exact=False)` for who sees to Ctrl-C himself."""
-        if self.clock.source == "virtual" or self.clock.goes:
+        if self.clock.source == "virtual" or self.clock.alarm is not None:
             return self._begin(steps, NEVER, frozenset(), None, idle, False)
         with self.time_goes():
             return self._begin(steps, NEVER, frozenset(), None, idle, False)
