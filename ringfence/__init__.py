@@ -14,9 +14,8 @@ What is named here is imported when it is used, so that `import ringfence` costs
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
+TYPE_CHECKING = False  # typing's own takes milliseconds, in which Ctrl-C would be a traceback
 
 if TYPE_CHECKING:
     from ringfence.errors import ConsoleError, MachineError, NotBootable, RingfenceError
