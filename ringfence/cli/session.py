@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from ringfence.machine.gdb import Debugger
     from ringfence.monitor.monitor import Monitor
 
-TICK = 0.25
-"""Seconds between looks at a running machine."""
+TICK, AT_REST = 0.25, 1.0
+"""Seconds between looks at a running machine, and at one that hardly runs."""
+FEW = 1_000_000
+"""Steps between two looks: it hardly runs."""
 JOIN = 2.0
 LAST_LINES = 12
 
@@ -102,6 +104,13 @@ class Session(ABC):
             os._exit(ending.status)
         return ending.status
 
+    def steps(self) -> int:
+        """That the machine, or the one that the monitor has, has taken."""
+        from ringfence.monitor.monitor import Monitor
+
+        machine = self.machine
+        return (machine.machine if isinstance(machine, Monitor) else machine).steps
+
     def give(self, data: bytes) -> None:
         """What was typed is the listener's."""
         if data and (listener := self.listener) is not None:
@@ -112,7 +121,7 @@ class Session(ABC):
     def _serve(self, thread: threading.Thread, started: float) -> Ending:
         """Input, signals and time, in the main thread, until there is a reason to end."""
         terminal, keyboard = self.terminal, self.keyboard
-        tick = time.monotonic() + TICK
+        tick, steps = time.monotonic() + TICK, 0
         while True:
             if self._ending is not None or self._failure is not None or not thread.is_alive():
                 return self._ending or Ending(OURS, "failure")
@@ -128,7 +137,8 @@ class Session(ABC):
             if self.wall is not None and now - started >= self.wall:
                 return Ending(TIME_LIMIT, "wall-timeout", f"the time limit of {self.wall:g} seconds is over")
             if now >= tick:
-                tick = now + TICK
+                before, steps = steps, self.steps()
+                tick = now + (AT_REST if steps - before < FEW else TICK)
                 self.machine.stop()
             listener = self.listener
             wanted = keyboard.open and listener is not None and len(listener.uart.owner.waiting) < READ_AHEAD

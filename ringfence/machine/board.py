@@ -129,7 +129,7 @@ class Virt(Computer):
         return listing(self.virtual(hart), self.harts[hart].pc if pc is None else pc, count)
 
     def check_program(self) -> None:
-        if not self.rom.content and all(hart.priv == M and hart.pc == ROM for hart in self.harts):
+        if self.harts[0].pc == ROM and not self.rom.content and all(h.priv == M and h.pc == ROM for h in self.harts):
             raise MachineError("there is nothing to run: load(machine, kernel) puts a program in")
 
     def __repr__(self) -> str:
