@@ -90,7 +90,7 @@ class Virtualizer:
         ram.place(ram.offset(block, FRAME), WRITE)  # nothing is done that a VM-fault would have done twice
         request = REQUEST.unpack(ram.read(block, REQUEST.size))
         f, number, memory, harts, flags, steps, idle = request
-        wrong = self._wrong(f, number, memory, harts, flags, hart)
+        wrong = self._wrong(f, number, memory, harts, flags)
         if wrong is not None:
             self._tell(block, Cause.INVALID, wrong)
             return
@@ -117,7 +117,7 @@ class Virtualizer:
         hart.reservation = FOREVER
         self._host.wanted = True  # it is not this machine's instructions that come next
 
-    def _wrong(self, f: int, number: int, memory: int, harts: int, flags: int, hart: Hart) -> int | None:
+    def _wrong(self, f: int, number: int, memory: int, harts: int, flags: int) -> int | None:
         """The offset of the first word of a control block that is not as it must be."""
         root, ram = (f & PPN) * FRAME - self._host.ram.base, self._host.ram
         if f >> 60 != MODE or f >> 44 & 0xFFFF or root & ROOT - 1 or not 0 <= root <= ram.size - ROOT:
@@ -160,12 +160,13 @@ class Virtualizer:
             self._host.uart.heir = None
         machine.engine.close()
         machine.ram.leave()
-        _bare(self._host.ram).machines -= 1
+        _beneath(self._host.ram)[0].machines -= 1
 
     def _make(self, number: int, root: int, memory: int, harts: int) -> Launched | None:
         """A machine as this one is, but for its memory and harts."""
-        host, bare = self._host, _bare(self._host.ram)
-        if bare.machines == MOST or _level(host.ram) >= MOST:
+        host = self._host
+        bare, level = _beneath(host.ram)
+        if bare.machines == MOST or level >= MOST:
             return None
         ram = LaunchedRam(host.ram.base, memory, host.ram, root)
         try:
@@ -313,15 +314,9 @@ class Virtualizer:
                 machine.kick()
 
 
-def _level(ram: Ram) -> int:
-    """Of the machine with this memory: the bare one's is 0."""
+def _beneath(ram: Ram) -> tuple[Ram, int]:
+    """The bare machine's memory, and how many levels up from that this is."""
     level = 0
     while isinstance(ram, GuestRam):
         ram, level = ram.host, level + 1
-    return level
-
-
-def _bare(ram: Ram) -> Ram:
-    while isinstance(ram, GuestRam):
-        ram = ram.host
-    return ram
+    return ram, level
