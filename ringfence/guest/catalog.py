@@ -3,7 +3,7 @@
 import msgspec
 
 from ringfence.errors import NoSuchImage
-from ringfence.guest.program import EMBEDDED
+from ringfence.guest.program import EMBEDDED, MONITOR
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,12 +32,14 @@ def catalog() -> dict[str, Entry]:
 def entry(name: str) -> Entry:
     """The entry of that name, or NoSuchImage, which says which names there are."""
     known = catalog()
-    if name == EMBEDDED:
+    built_in = EMBEDDED, MONITOR
+    if name in built_in:
         raise NoSuchImage(f"{name} is built in: there is nothing to pull or to delete")
     if name not in known:
         from difflib import get_close_matches
 
-        near = get_close_matches(name, [EMBEDDED, *known], 1)
-        hint = f"did you mean {near[0]}" if near else f"there are {', '.join(known)} and {EMBEDDED}, which is built in"
+        near = get_close_matches(name, [*built_in, *known], 1)
+        there = f"there are {', '.join(known)} and, built in, {' and '.join(built_in)}"
+        hint = f"did you mean {near[0]}" if near else there
         raise NoSuchImage(f"no image is called {name!r}: {hint}")
     return known[name]
