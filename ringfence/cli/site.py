@@ -52,7 +52,7 @@ import msgspec
 
 from ringfence.cli.guest import guest_of, isa_of, open_disks
 from ringfence.cli.options import DEEPEST, Memory
-from ringfence.errors import MachineError, RingfenceError
+from ringfence.errors import MachineError, OutOfMemory, RingfenceError
 from ringfence.machine.board import Isa, MiB, virt
 from ringfence.machine.clock import Source
 from ringfence.machine.device.uart16550 import ConsoleOut
@@ -180,6 +180,8 @@ def _about(path: str) -> Iterator[None]:
         yield
     except click.UsageError as error:
         raise click.UsageError(f"guest {path}: {error.message}") from None
+    except OutOfMemory as error:  # the file asks for more than it gives
+        raise MachineError(f"guest {path}: {error}") from None
     except RingfenceError as error:
         error.args = (f"guest {path}: {error}",)
         raise
