@@ -181,6 +181,16 @@ class System(Control, Protocol):
         """What the software-filled TLB says of the page at this address, or of any, is about to change."""
         ...
 
+    def last_table(self, va: Word) -> Word:
+        """The physical address of the last table on the way of `va` under satp, where a walk has kept it and its upper
+        levels are as they were; else 0.
+        """
+        ...
+
+    def keep_table(self, va: Word, table: Word) -> None:
+        """A walk has come to the last table on the way of `va`."""
+        ...
+
     def load_pte(self, pa: Word, va: Word, level: int, access: int) -> Word:
         """The page-table entry at a physical address, on a walk for `va`; traps with the access fault of `access`."""
         ...

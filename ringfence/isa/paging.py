@@ -70,7 +70,11 @@ def _modes(h: System, va: Word, access: Access, priv: Word, mode: Word) -> Word:
         h.when(sext(low(va, 9 * levels + PAGE_BITS)) != va, lambda: h.trap(PAGE_FAULT[access], va))
         return _step(h, va, access, priv, levels - 1, root)
 
-    return h.when(mode == 8, lambda: under(3), lambda: h.when(mode == 9, lambda: under(4), lambda: under(5)))
+    def walk() -> Word:
+        return h.when(mode == 8, lambda: under(3), lambda: h.when(mode == 9, lambda: under(4), lambda: under(5)))
+
+    kept = h.last_table(va)
+    return h.when(kept != 0, lambda: _step(h, va, access, priv, 0, kept), walk)
 
 
 def _step(h: System, va: Word, access: Access, priv: Word, level: int, table: Word) -> Word:
@@ -104,6 +108,8 @@ def _step(h: System, va: Word, access: Access, priv: Word, level: int, table: Wo
         if level == 0:
             fault()
         h.when((pte & (ACCESSED | DIRTY | USER | PBMT)) != 0, fault)
+        if level == 1:
+            h.keep_table(va, ppn << PAGE_BITS)
         return _step(h, va, access, priv, level - 1, ppn << PAGE_BITS)
 
     return h.when((pte & (R | X)) != 0, leaf, table_entry)

@@ -207,12 +207,16 @@ class F:
             self._write(slot, 0)
 
 
+def _words(count: int) -> mmap.mmap:
+    return mmap.mmap(-1, count * 8, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
 class GuestRam(Ram):
     """The memory of a virtual machine, under its f and all below: f ∘ f ∘ … is composed page by page as it is used.
 
     `composed` holds it: for each frame its place in the bare machine's memory and the rights to it, 0 where that is not
-    known. Native code reads it when a TLB misses. `fault(offset, right)` is the VM-fault: it gives f an answer.
-    `release` takes all of f's answers back.
+    known; `wholes` the same for each superpage whose frames all follow its first. Native code reads them when a TLB
+    misses. `fault(offset, right)` is the VM-fault: it gives f an answer. `release` takes all of f's answers back.
     """
 
     def __init__(
@@ -221,8 +225,8 @@ class GuestRam(Ram):
         self.base, self.size, self.f = base, size, f
         self.host = host = f.host
         self.fd, self.map, self.flags, self.derived = host.fd, host.map, host.flags, host.derived
-        self.composed = mmap.mmap(-1, size // FRAME * 8, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._places = memoryview(self.composed).cast("B").cast("Q")
+        self.composed, self.wholes = _words(size // FRAME), _words(-(-size // SUPERPAGE))
+        self._places, self._wholes = (memoryview(m).cast("B").cast("Q") for m in (self.composed, self.wholes))
         self._fault, self._release = fault, release
         self.absent: dict[int, Callable[[], bytes]] = {}
         """Frames (by offset) that f has no answer for, but that are not zero: how to look at their bytes."""
@@ -265,14 +269,16 @@ class GuestRam(Ram):
         inside = at & size - 1
         place = host.place(to + inside, right)
         first, count = at - inside >> 12, min(size, self.size - (at - inside)) >> 12
+        whole = to | rights
         if isinstance(host, GuestRam):
             composed = array("Q", host._places[to >> 12 : (to >> 12) + count])
             if rights != ALL:
                 composed = array("Q", (entry & (-FRAME | rights) for entry in composed))
+            whole = host._wholes[to >> 21] & (-FRAME | rights) if to % SUPERPAGE == 0 else 0
         else:
-            start = to | rights
-            composed = array("Q", range(start, start + count * FRAME, FRAME))
+            composed = array("Q", range(whole, whole + count * FRAME, FRAME))
         self._places[first : first + count] = memoryview(composed)
+        self._wholes[at >> 21] = whole if size == SUPERPAGE else 0
         return place | rights
 
     def give(self, at: int, to: int, rights: int = ALL, size: int = FRAME) -> None:
@@ -304,6 +310,8 @@ class GuestRam(Ram):
     def _forget(self, *changed: tuple[int, int]) -> None:
         """f has changed for these (offset, length): what was composed with it is dropped, here and above."""
         for at, length in changed:
+            for whole in range(at >> 21, (at + length - 1 >> 21) + 1):
+                self._wholes[whole] = 0
             end = at + length >> 12
             for first in range(at >> 12, end, len(_UNKNOWN)):
                 self._places[first:end][: len(_UNKNOWN)] = _UNKNOWN[: end - first]
@@ -390,7 +398,7 @@ class GuestRam(Ram):
     def recent(self, at: int) -> bool:
         """Whether the frame was used since this was asked last. Native code looks it up again from now on."""
         used = bool(self._places[at >> 12])
-        self._places[at >> 12] = 0
+        self._places[at >> 12] = self._wholes[at >> 21] = 0
         return used
 
     def clear(self) -> None:

@@ -39,6 +39,8 @@ class Ram:
     """How many virtual machines on the bare machine were launched by instructions (machine.virtualizer)."""
     composed: mmap.mmap | None = None
     """A virtual machine's: of each frame 8 bytes, its place and the rights to it; 0 where that is not known."""
+    wholes: mmap.mmap | None = None
+    """The same of each superpage, where its frames follow each other."""
 
     def __init__(self, base: int, size: int) -> None:
         self.base, self.size = base, size

@@ -33,6 +33,8 @@ class Change:
     flip: int = 0
     place: int = ENTRY
     flags: int = ALL
+    away: int = 0
+    """How far behind the page's own address it is used."""
     state: dict[str, int] = field(default_factory=dict)
 
 
@@ -67,6 +69,11 @@ CHANGES = {
     "dirty bit": Change(TOGGLE, LOAD + STORE, paging.DIRTY, state={"menvcfg": 1 << paging.ADUE}),
     "dirty bit that traps": Change(TOGGLE, LOAD + STORE, paging.DIRTY),
     "table of pages": Change(TOGGLE, LOAD, (TABLES ^ OTHER) << 10, RAM + (TABLES + 1) * 4096),
+    "table of pages elsewhere": Change(
+        TOGGLE, LOAD, (TABLES ^ OTHER) << 10, RAM + (TABLES + 1) * 4096 + 8, away=2 << 20
+    ),
+    "validity of a table elsewhere": Change(TOGGLE, STORE, paging.V, RAM + (TABLES + 1) * 4096 + 8, away=2 << 20),
+    "table of pages at address 0": Change(TOGGLE, LOAD, RAM + TABLES * 4096 >> 2, RAM + (TABLES + 1) * 4096),
     "validity of a table": Change(TOGGLE, LOAD, paging.V, RAM + (TABLES + 2) * 4096 + 8 * (RAM >> 30)),
     "address space": Change(
         [put("csrr", rd=6, csr=0x180), put("xor", rd=6, rs1=6, rs2=31), put("csrrw", rd=0, rs1=6, csr=0x180)],
@@ -121,7 +128,7 @@ def load(board: Virt, change: Change) -> Virt:
 
     for leaf, middle, root, moved in ((TABLES, 1, 2, 0), (OTHER, 5, 6, 1)):
         place(leaf, table(leaf, change.flags, moved))
-        place(TABLES + middle, (RAM + leaf * 4096 >> 2 | paging.V).to_bytes(8, "little"))
+        place(TABLES + middle, (RAM + leaf * 4096 >> 2 | paging.V).to_bytes(8, "little") * 2)
         place(TABLES + root, (RAM + (TABLES + middle) * 4096 >> 2 | paging.V).to_bytes(8, "little"), 8 * (RAM >> 30))
     for page in range(DATA, TABLES):
         place(page, bytes((page * 7 + n) & 0xFF for n in range(64)) + code([ROUTINE[0] + (page << 20), ROUTINE[1]]))
@@ -142,7 +149,7 @@ def load(board: Virt, change: Change) -> Virt:
     hart.satp = 8 << 60 | RAM + (TABLES + 2) * 4096 >> 12
     hart.x[8], hart.x[29], hart.x[30], hart.x[31] = (
         RAM + (CODE + 1) * 4096,
-        RAM + PAGE * 4096,
+        RAM + PAGE * 4096 + change.away,
         change.place,
         change.flip,
     )

@@ -17,6 +17,8 @@ from ringfence.machine.engine.layout import (
     SLOTS,
     TABLE,
     TLBS,
+    WALKS,
+    WALKS_TURNS,
     WATCHED,
     WRITABLE,
     Action,
@@ -160,6 +162,11 @@ def _flush_hart(e: Emit, state: Word) -> None:
     for name in ("data_keys", "fetch_keys"):
         first = state + OFFSETS[name]
         e.loop(first, first + 8 * SLOTS, 8, lambda key: e.poke(e.address(key), Int(0)))
+    at = e.address(state + OFFSETS["walks_turn"])
+    turn = e.peek(at) + 1 & WALKS_TURNS - 1
+    e.poke(at, turn)
+    first = state + OFFSETS["walks"]
+    e.when(turn == 0, lambda: e.loop(first, first + 32 * WALKS, 32, lambda walk: e.poke(e.address(walk), Int(0))))
 
 
 def _find(e: Emit) -> None:

@@ -169,15 +169,15 @@ class Emit:
 
     def frame(self, pa: Word, right: int) -> tuple[Word, Word, Word]:
         """(place in RAM, the machine's frame, the bare machine's) of a physical address; what is not RAM is the
-        reference's. A virtual machine's f is composed already: `places`.
+        reference's. A virtual machine's f is composed already.
         """
         offset = pa - self.field("ram_base")
         self.when(offset >= self.field("ram_size"), self.rare)
         frame = offset >> 12
-        places = self.field("places")
+        wholes = self.field("wholes")
 
-        def composed() -> Word:
-            place = self.peek(self.address(places + (frame << 3)))
+        def lone() -> Word:
+            place = self.peek(self.address(self.field("places") + (frame << 3)))
 
             def fault() -> None:
                 self.set_field("cause", frame)
@@ -187,7 +187,12 @@ class Emit:
             self.when((place & right) == 0, fault)
             return place & -4096 | offset & 4095
 
-        place = self.when(places == 0, lambda: offset, composed)
+        def composed() -> Word:
+            place = self.peek(self.address(wholes + (offset >> 21 << 3)))
+            found: Word = self.when((place & right) == 0, lone, lambda: (place & -4096) + (offset & (1 << 21) - 1))
+            return found
+
+        place = self.when(wholes == 0, lambda: offset, composed)
         return place, frame, place >> 12
 
     def physical_page(self, va: Word, write: bool) -> str:
@@ -239,9 +244,35 @@ class Emit:
         else:
             self.b.emit(f"call void @drop_own(ptr %state, i64 {page})")
 
-    def load_pte(self, pa: Word, va: Word, level: int, access: int) -> Word:
-        place, frame, bare = self.frame(pa, READ)
+    def last_table(self, va: Word) -> Word:
+        entry = self._walk(va)
+        known = (self.peek(entry) == self._walked(va)) & (self.peek(self.pointer(entry, 8)) == self.satp)
+        return select(known, self.peek(self.pointer(entry, 16)), Int(0))
+
+    def keep_table(self, va: Word, table: Word) -> None:
+        place = self._table(table)
+        entry = self._walk(va)
+        for n, word in enumerate((self._walked(va), self.satp, table, place)):
+            self.poke(self.pointer(entry, 8 * n), word)
+
+    def _walk(self, va: Word) -> str:
+        return self.pointer("%state", ((va >> 21 & layout.WALKS - 1) << 5) + OFFSETS["walks"])
+
+    def _walked(self, va: Word) -> Word:
+        return va & -(1 << 21) | self.field("walks_turn") << 1 | 1
+
+    def _table(self, pa: Word) -> Word:
+        """The place of what a walk reads."""
+        place, frame, _ = self.frame(pa, READ)
         self.permitted(frame, Int(0))
+        return place
+
+    def load_pte(self, pa: Word, va: Word, level: int, access: int) -> Word:
+        if level:
+            place = self._table(pa)
+        else:  # kept, by this walk or before
+            place = self.peek(self.pointer(self._walk(va), 24)) + (pa & 4095)
+        bare = place >> 12
         span = 12 + 9 * (level + 1)
         part = va & -(1 << span) | level + 1
         known = self.peek(self.address(self.machine("tables") + (bare << 3)))

@@ -25,6 +25,9 @@ Place = TypeVar("Place", int, Word)
 
 SPACES = 16
 """Modes of a virtual hart for which its page tables are known."""
+WALKS = 64
+"""Last tables of walks that are kept."""
+WALKS_TURNS = 1 << 20
 SLOTS = 16
 """Regimes that a TLB keeps."""
 ENTRY = 16
@@ -68,7 +71,8 @@ FIELDS = table(
         ("timespec", 2),
         ("ram_base", 1),
         ("ram_size", 1),
-        ("places", 1),  # 8 bytes a frame of a virtual machine: its place in RAM, and the rights to it; 0: bare
+        ("places", 1),  # 8 bytes a frame of a virtual machine: its place in RAM, and the rights to it
+        ("wholes", 1),  # 8 bytes a superpage of it, where its frames follow each other: those of the first; 0: bare
         ("permissions", 1),  # a byte a frame: R W X below M in bits 0 to 2, in M in bits 4 to 6
         ("machine", 1),
         ("lent", 1),  # to a monitor, whom its traps go to
@@ -77,6 +81,8 @@ FIELDS = table(
         ("space_key", 1),  # the virtual hart's mode, where its page tables are to be told; 0: they are known
         ("space_keys", SPACES),
         ("spaces", SPACES),  # satp
+        ("walks_turn", 1),  # walks of others are kept no more; below WALKS_TURNS
+        ("walks", 4 * WALKS),  # of each: 2 MiB of addresses | the turn << 1 | 1; satp; physical address; place
         ("scratch", 8),  # records of the instruction across a page's end
         ("data_keys", SLOTS),
         ("data_turn", 1),  # behind the keys: the number of the slot to give up next
@@ -85,7 +91,7 @@ FIELDS = table(
     ],
     SIZE,
 )
-TLBS = 4096
+TLBS = 8192
 assert max(f.offset + 8 * f.count for f in FIELDS.values()) <= TLBS
 
 MACHINE = table(

@@ -25,6 +25,8 @@ HARTS = 1024
 INDEX = {name: field.offset >> 3 for name, field in (FIELDS | layout.FIELDS).items()}
 MACHINE = {name: field.offset >> 3 for name, field in layout.MACHINE.items()}
 
+_WALKS = slice(INDEX["walks"], INDEX["walks"] + layout.FIELDS["walks"].count)
+_NO_WALKS = memoryview(bytes(8 * layout.FIELDS["walks"].count)).cast("Q")
 _PLAIN = bytes(flags for flags in range(256) if not flags & DERIVED)
 _KEPT = bytes(flags & (SHADOWED | WATCHED) for flags in range(256))
 _NO_CODE = bytes(flags & ~CODE for flags in range(256))
@@ -94,10 +96,8 @@ class Native(Derived):
 
     # Harts
 
-    def add(self, hart: Hart, ram: Ram, places: mmap.mmap | None) -> int:
-        """Give a hart a block, whose address is returned. `places`: of the frames of a virtual machine's `ram`. Raises
-        MachineError.
-        """
+    def add(self, hart: Hart, ram: Ram) -> int:
+        """Give a hart, whose memory this is, a block; its address is returned. Raises MachineError."""
         if self._given == HARTS:
             raise MachineError(f"a bare machine and all machines on it have at most {HARTS} harts")
         block = anonymous(self._geometry.stride)
@@ -106,7 +106,8 @@ class Native(Derived):
             "machine": host_address(self.block),
             "ram_base": ram.base,
             "ram_size": ram.size,
-            "places": 0 if places is None else host_address(places),
+            "places": 0 if ram.composed is None else host_address(ram.composed),
+            "wholes": 0 if ram.wholes is None else host_address(ram.wholes),
         }.items():
             hart.words[INDEX[name]] = value
         self._given += 1
@@ -256,6 +257,7 @@ class Native(Derived):
         for name in ("data_keys", "fetch_keys"):
             for n in range(layout.SLOTS):
                 words[INDEX[name] + n] = 0
+        words[_WALKS] = _NO_WALKS
 
     def forget_all_translations(self) -> None:
         for words in self._blocks:

@@ -130,6 +130,12 @@ class _Writer:
         self._lines.emit(f"raise Trap({cause if isinstance(cause, Word) else int(cause)}, {tval})")
         raise _Ended
 
+    def last_table(self, va: Word) -> Word:
+        return Int(0)
+
+    def keep_table(self, va: Word, table: Word) -> None:
+        pass
+
     def load_pte(self, pa: Word, va: Word, level: int, access: int) -> Word:
         return self._lines.name(f"h.load_pte(Int({pa}), Int({va}), {level}, {int(access)}).value", 64)
 

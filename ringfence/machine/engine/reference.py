@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from ringfence.isa import ieee754, pmp, tlb, trap
 from ringfence.isa.csr import csr_write
@@ -80,6 +80,18 @@ def bind(word: int) -> Bound | None:
     return Bound(*found) if found else None
 
 
+class _Walk(NamedTuple):
+    """One that changed nothing, and what it read: the same again while frames lie where they did."""
+
+    pa: int
+    trail: list[tuple[int, bytes]]
+    """(offset, entry)"""
+    entries: list[tuple[int, bytes]]
+    """(place, entry)"""
+    tlb: bytes
+    moves: int
+
+
 class Known:
     """The effects over one machine's harts. A field of the hart's state is an attribute; `_` is the reading's own."""
 
@@ -90,7 +102,7 @@ class Known:
     def __init__(self, computer: Computer) -> None:
         self._computer = computer
         self._pmp: dict[int, list[tuple[int, int, int]]] = {}
-        self._walks: dict[tuple[int, ...], tuple[int, list[tuple[int, bytes]], bytes]] = {}
+        self._walks: dict[tuple[int, ...], _Walk] = {}
         self._trail: list[tuple[int, bytes]] | None = None
         self._check = False
 
@@ -254,7 +266,8 @@ class Known:
         """The physical address, before protection, and whether the access counts as M's.
 
         A walk is a function of its key and of the entries that it read, in RAM or in the TLB, so one that changed
-        nothing is kept with them, and holds while they do.
+        nothing is kept with them, and holds while they do. They are compared where they lie: the same work for a
+        virtual machine as for a bare one.
         """
         words = self._words
         priv, status = words[_PRIV], words[_MSTATUS]
@@ -265,22 +278,26 @@ class Known:
             self._trail = []
             return va, priv == M
         key = (va >> 12, access, satp, priv << 20 | status & _SUM_MXR, self._hart.number)
-        entries = words[_TLB].tobytes() if words[_SOFTWARE_TLB] else b""
+        held = words[_TLB].tobytes() if words[_SOFTWARE_TLB] else b""
+        ram = self._computer.ram
         found = self._walks.get(key)
-        if found is not None and found[2] == entries:
-            peek = self._computer.ram.peek
-            for at, entry in found[1]:
-                if peek(at, 8) != entry:
+        if found is not None and found.tlb == held and found.moves == ram.derived.moves:
+            memory = ram.map
+            for place, entry in found.entries:
+                if memory[place : place + 8] != entry:
                     break
             else:
-                self._trail = found[1]
-                return found[0] | va & 4095, False
+                self._trail = found.trail
+                return found.pa | va & 4095, False
         self._trail = []
         pa = plain.walk(access)(self, words, va)
         if self._trail is not None:
             if len(self._walks) > 4096:
                 self._walks.clear()
-            self._walks[key] = pa & ~4095, self._trail, entries
+            read, moves = self._trail, ram.derived.moves
+            entries = [(ram.place(at), entry) for at, entry in read]
+            if ram.derived.moves == moves:  # to find one, another may have been taken
+                self._walks[key] = _Walk(pa & ~4095, read, entries, held, moves)
         return pa, False
 
     def _translate(self, va: int, size: int, access: Access) -> int:
@@ -484,6 +501,12 @@ class Known:
 
     def retranslate(self, page: Word | None = None) -> None:
         self._computer.engine.retranslate(self._hart, None if page is None else value_of(page))
+
+    def last_table(self, va: Word) -> Word:
+        return Int(0)
+
+    def keep_table(self, va: Word, table: Word) -> None:
+        pass
 
     def load_pte(self, pa: Word, va: Word, level: int, access: int) -> Word:
         assert isinstance(pa, Int) and isinstance(va, Int)

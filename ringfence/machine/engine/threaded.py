@@ -29,7 +29,7 @@ _PMP = slice(INDEX["pmpcfg0"], INDEX["pmpaddr"] + pmp.ENTRIES)
 class Threaded:
     """An engine (machine.Engine) for all harts of a computer. `sets`: entries of each TLB of a regime.
 
-    `native` and `places` are a virtual machine's: what its bare machine's engine works with, and where its frames are.
+    `native` is a virtual machine's: what its bare machine's engine works with.
     """
 
     def __init__(
@@ -39,9 +39,8 @@ class Threaded:
         code_bytes: int = CODE_BYTES,
         *,
         native: Native | None = None,
-        places: mmap.mmap | None = None,
     ) -> None:
-        self._computer, self._places = computer, places
+        self._computer = computer
         self.native = native or Native(computer.ram, sets, code_bytes)
         self._permissions: dict[bytes, mmap.mmap] = {}
         self._protected: list[bytes] = []
@@ -66,7 +65,7 @@ class Threaded:
     def _begin(self, hart: Hart) -> None:
         number = hart.number
         self._protected[number], self._harts[number] = b"", hart
-        self._addresses[number] = self.native.add(hart, self._computer.ram, self._places)
+        self._addresses[number] = self.native.add(hart, self._computer.ram)
 
     # machine.Engine
 
@@ -122,7 +121,7 @@ class Threaded:
         return True
 
     def virtualize(self, computer: Computer, ram: Ram) -> Threaded:
-        return Threaded(computer, native=self.native, places=ram.composed)
+        return Threaded(computer, native=self.native)
 
     def lend(self, virtual: Hart | None = None) -> Hart:
         if self._returned:
