@@ -17,6 +17,11 @@ COMMANDS = {
     "up": ("ringfence.cli.up", "up", "Run several guests at once, as a file describes them."),
     "explain": ("ringfence.cli.way", "explain", "Show a virtual address's way through page tables and monitors."),
     "trace": ("ringfence.cli.trace", "trace", "Show a run's flow through process, operating system and monitor."),
+    "virtualizable": (
+        "ringfence.cli.virtualizable",
+        "virtualizable",
+        "Decide whether the machine can be virtualized by trapping.",
+    ),
     "image": ("ringfence.cli.image", "image", "Guest images: list, pull, path, rm."),
 }
 """name: (module, its command, what help says of it)"""
