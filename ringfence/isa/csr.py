@@ -16,6 +16,7 @@ from ringfence.isa.paging import ADUE, MODES, PBMTE
 from ringfence.isa.trap import Irq, M, S, Status
 from ringfence.word import Int, Word, low, select, zext
 
+SSTATUS = 0x100
 Read = Callable[[System], Word]
 Write = Callable[[System, Word], None]
 
@@ -87,6 +88,8 @@ def _line(h: System, number: Word, write: bool) -> Csr:
         h.illegal()
     lowest = number.value >> 8 & 3
     refused = h.priv < lowest
+    if lowest == S and (write or number.value != SSTATUS):
+        refused = refused | (h.priv == S) & (h.vm != 0)
     if line.illegal is not None:
         refused = refused | line.illegal(h)
     h.when(refused, h.illegal)
@@ -112,8 +115,7 @@ STATUS_S = (
 _TRANSLATION = 1 << Status.SUM | 1 << Status.MXR | 1 << Status.MPRV | 3 << Status.MPP
 
 
-def _status(h: System) -> Word:
-    status = h.mstatus
+def _status(h: System, status: Word) -> Word:
     dirty = (status >> Status.FS & 3) == 3
     return status | zext(dirty) << Status.SD
 
@@ -131,8 +133,15 @@ def _set_status(h: System, v: Word, writable: int) -> None:
 
 
 MISA = 2 << 62 | sum(1 << ord(c) - ord("A") for c in "ABCDFIMSU")
-csr(0x300, "mstatus", _status, lambda h, v: _set_status(h, v, STATUS_WRITABLE))
-csr(0x100, "sstatus", lambda h: _status(h) & STATUS_S, lambda h, v: _set_status(h, v, STATUS_S & STATUS_WRITABLE))
+
+
+def _sstatus(h: System) -> Word:
+    own = select((h.priv == S) & (h.vm != 0), h.vmpsl, h.mstatus)
+    return _status(h, own) & STATUS_S
+
+
+csr(0x300, "mstatus", lambda h: _status(h, h.mstatus), lambda h, v: _set_status(h, v, STATUS_WRITABLE))
+csr(SSTATUS, "sstatus", _sstatus, lambda h, v: _set_status(h, v, STATUS_S & STATUS_WRITABLE))
 csr(0x301, "misa", MISA)
 csr(0xF11, "mvendorid", 0)
 csr(0xF12, "marchid", 0)

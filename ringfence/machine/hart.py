@@ -89,6 +89,8 @@ FIELDS = table(
         ("tlb_pte", ENTRIES),
         ("xhv", 1),  # the hart can launch virtual machines (machine.virtualizer)
         ("launched", 1),  # the control block of the one that it runs; 0: none
+        ("vm", 1),  # the VM bit: what S-mode would learn of its mode it has from VMPSL, or it traps (docs/vm-bit.md)
+        ("vmpsl", 1),  # the virtual hart's mstatus
     ]
 )
 for _n in range(16):

@@ -1,7 +1,7 @@
-"""A hart's user mode, as a machine lends it to its monitor, which launches it (Popek and Goldberg 1974).
+"""A hart's modes below M, as a machine lends them to its monitor, which launches it (Popek and Goldberg 1974).
 
-It runs there as any user program does, under the page tables that the monitor gives it in `satp`. Each exception comes
-to the monitor, with the hart as it was before the instruction.
+It runs there as any program does, under the page tables that the monitor gives it in `satp`. What can be made to trap
+in supervisor mode does. Each exception comes to the monitor, with the hart as it was before the instruction.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ringfence.isa import pmp
-from ringfence.isa.trap import U
+from ringfence.isa.trap import Status, U
 from ringfence.machine.hart import SIZE, Hart
 
 SPACE = -1
@@ -29,6 +29,7 @@ def user_hart(number: int, like: Hart) -> Hart:
     """
     hart = Hart(number, memoryview(bytearray(SIZE)))
     hart.priv = U
+    hart.mstatus |= 1 << Status.TVM | 1 << Status.TW | 1 << Status.TSR
     hart.software_tlb, hart.xhv = like.software_tlb, like.xhv
     hart["pmpaddr0"] = (1 << pmp.ADDRESS_BITS - 2) - 1
     hart.pmpcfg0 = pmp.NAPOT | pmp.R | pmp.W | pmp.X

@@ -104,7 +104,7 @@ class Engine(Protocol):
         ...
 
     def lend(self, virtual: Hart | None = None) -> Hart:
-        """A hart's user mode, for a monitor to launch (`machine.launch`). Privileged instructions may be applied to
+        """A hart's modes below M, for a monitor to launch (`machine.launch`). Privileged instructions may be applied to
         `virtual` at once, where nobody else has to know of them.
         """
         ...
@@ -117,8 +117,10 @@ class Engine(Protocol):
         """How many instructions of a lent hart were applied to its virtual hart with no return of `launch`."""
         ...
 
-    def space(self, hart: Hart, satp: int) -> None:
-        """What `satp` of a lent hart is to be while its virtual hart's mode and satp are what they are now."""
+    def space(self, hart: Hart) -> None:
+        """A lent hart's mode, `satp`, SUM and MXR are to be what they are now whenever its virtual hart's are what they
+        are now.
+        """
         ...
 
     def forget_spaces(self, hart: Hart) -> None:

@@ -20,12 +20,18 @@ from ringfence.monitor.allocator import Allocator
 from ringfence.monitor.pager import PagingDisk
 from ringfence.monitor.scheduler import QUANTUM, Account, Claim, Scheduler, admit
 from ringfence.monitor.sharing import SHARED, alike
+from ringfence.monitor.technique.rings import RINGS
 from ringfence.monitor.technique.shadow import Shadows
 from ringfence.monitor.vdevice.extent import Allocation, Extent
 from ringfence.monitor.vdevice.minidisk import Minidisk, Mode, attach, release
 from ringfence.monitor.vm import Destroyed, VirtualMachine
 
-Technique = Literal["virtualizer", "trap"]
+Technique = Literal["virtualizer", "trap", "trap-s", "vm-bit"]
+"""The hart's own privileged state; trap and emulate in user mode; in user and supervisor mode, which is not exact and
+there to be studied; the same with a VM bit in the hart (technique.rings).
+"""
+_RINGS = {"trap": (RINGS["U"], False), "trap-s": (RINGS["S"], False), "vm-bit": (RINGS["S"], True)}
+"""The rings, and whether the harts have a VM bit."""
 BATCH = 64
 """Frames that are taken at a time when memory is short."""
 
@@ -275,16 +281,17 @@ class Monitor:
         host = self.machine
         if technique == "virtualizer":
             return lambda vm: host.engine.virtualize(vm, ram)
+        rings, vm_bit = _RINGS[technique]
         if host.inputs.tlb == "software":
             from ringfence.monitor.technique.refill import SecondLevel, TrapAndRefill
 
-            return lambda vm: TrapAndRefill(vm, ram, host, SecondLevel(second_level))
+            return lambda vm: TrapAndRefill(vm, ram, host, SecondLevel(second_level), rings, vm_bit)
         from ringfence.monitor.technique.trap import TrapAndEmulate
 
         shadows = Shadows(
             ram, host.ram, self._frame, lambda at: self._allocator.give_back(at, FRAME), most_tables(ram.size)
         )
-        return lambda vm: TrapAndEmulate(vm, ram, host, shadows, kept)
+        return lambda vm: TrapAndEmulate(vm, ram, host, shadows, kept, rings, vm_bit)
 
     def _fault(self, vm: VirtualMachine, at: int, right: int) -> None:
         """A VM-fault: f has no answer, so it gets one. Raises OutOfMemory."""

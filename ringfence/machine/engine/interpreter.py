@@ -10,7 +10,7 @@ from ringfence.isa import trap
 from ringfence.isa.paging import Access, effective_privilege
 from ringfence.isa.trap import Cause, M, S, Status
 from ringfence.machine.engine.emit import OFFSETS, SIGNATURE, Ended, Handler
-from ringfence.machine.engine.layout import SPACES, Action, Geometry
+from ringfence.machine.engine.layout import SPACE_STATUS, SPACES, Action, Geometry
 from ringfence.machine.hart import FIELDS
 from ringfence.word import Int, Word, select, zext
 
@@ -40,6 +40,8 @@ class Interpreter(Handler):
         return self.peek(self.pointer(self.holder(name), OFFSETS[name]))
 
     def set_field(self, name: str, value: Word) -> None:
+        if name == "mstatus":
+            self.set_lent("vmpsl", value)
         self.poke(self.pointer(self.holder(name), OFFSETS[name]), value)
 
     # What is asked of it
@@ -93,8 +95,8 @@ def functions(g: Geometry) -> str:
 
 
 def _space(g: Geometry) -> str:
-    """The page tables that the monitor has for the virtual hart's mode; where it has told none, `space_key` stays to be
-    seen to.
+    """The mode and page tables that the monitor has for the virtual hart's mode; where it has told none, `space_key`
+    stays to be seen to.
     """
     e = Interpreter(g, 0)
     priv, status = e.priv, e.mstatus
@@ -103,11 +105,16 @@ def _space(g: Geometry) -> str:
     mixed = zext(effective_privilege(e, Access.LOAD) != priv)  # type: ignore[arg-type]
     key = translated | priv << 44 | access << 28 | mixed << 48 | 1 << 49
     e.set_lent("space_key", key)
-    keys, spaces = (e.pointer("%state", OFFSETS[name]) for name in ("space_keys", "spaces"))
+    keys, spaces, modes, lent = (
+        e.pointer("%state", OFFSETS[name]) for name in ("space_keys", "spaces", "space_modes", "mstatus")
+    )
 
     def look(at: Word) -> None:
         def found() -> None:
-            e.poke(e.pointer("%state", OFFSETS["satp"]), e.peek(e.pointer(spaces, at)))
+            mode = e.peek(e.pointer(modes, at))
+            for place, value in ((OFFSETS["satp"], e.peek(e.pointer(spaces, at))), (OFFSETS["priv"], mode & 3)):
+                e.poke(e.pointer("%state", place), value)
+            e.poke(lent, e.peek(lent) & ~SPACE_STATUS | mode & SPACE_STATUS)
             e.set_lent("space_key", Int(0))
             e.b.emit("call void @regime(ptr %state)")
             e.b.emit("ret void")

@@ -18,13 +18,15 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from ringfence.isa.trap import Status
 from ringfence.machine.hart import SIZE, table
 from ringfence.word import Word
 
 Place = TypeVar("Place", int, Word)
 
 SPACES = 16
-"""Modes of a virtual hart for which its page tables are known."""
+"""Modes of a virtual hart for which the lent hart's, and its page tables, are known."""
+SPACE_STATUS = 1 << Status.SUM | 1 << Status.MXR
 WALKS = 64
 """Last tables of walks that are kept."""
 WALKS_TURNS = 1 << 20
@@ -81,6 +83,7 @@ FIELDS = table(
         ("space_key", 1),  # the virtual hart's mode, where its page tables are to be told; 0: they are known
         ("space_keys", SPACES),
         ("spaces", SPACES),  # satp
+        ("space_modes", SPACES),  # the privilege, and what of mstatus is in SPACE_STATUS
         ("walks_turn", 1),  # walks of others are kept no more; below WALKS_TURNS
         ("walks", 4 * WALKS),  # of each: 2 MiB of addresses | the turn << 1 | 1; satp; physical address; place
         ("scratch", 8),  # records of the instruction across a page's end

@@ -647,7 +647,7 @@ class ReferenceEngine:
     def applied(self, hart: Hart) -> int:
         return 0
 
-    def space(self, hart: Hart, satp: int) -> None:
+    def space(self, hart: Hart) -> None:
         pass
 
     def forget_spaces(self, hart: Hart) -> None:

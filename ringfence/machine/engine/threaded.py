@@ -144,11 +144,12 @@ class Threaded:
     def applied(self, hart: Hart) -> int:
         return hart.words[INDEX["applied"]]
 
-    def space(self, hart: Hart, satp: int) -> None:
+    def space(self, hart: Hart) -> None:
         words = hart.words
         n = next((n for n in range(layout.SPACES) if not words[INDEX["space_keys"] + n]), 0)
         words[INDEX["space_keys"] + n] = words[INDEX["space_key"]]
-        words[INDEX["spaces"] + n] = satp
+        words[INDEX["spaces"] + n] = hart.satp
+        words[INDEX["space_modes"] + n] = hart.priv | hart.mstatus & layout.SPACE_STATUS
         words[INDEX["space_key"]] = 0
 
     def forget_spaces(self, hart: Hart) -> None:

@@ -19,20 +19,20 @@ from ringfence.machine.hart import Hart
 from ringfence.machine.launch import Trapped
 from ringfence.machine.map import GuestRam
 from ringfence.machine.memory import FRAME, Ram
-from ringfence.monitor.technique.shadow import RIGHTS
-from ringfence.monitor.technique.trap import PAGE, PTE, RIGHT, SHADOW_MODE, Deprivileged, both, mode_of, rights_of
+from ringfence.monitor.technique.rings import RINGS, Rings, both, flat, mode_of, rights_of
+from ringfence.monitor.technique.trap import PAGE, PTE, RIGHT, SHADOW_MODE, Deprivileged
 
 if TYPE_CHECKING:
     from ringfence.machine.clock import Clock
     from ringfence.machine.machine import Computer, Engine
 
-_LEAF = V | USER | ACCESSED | DIRTY
+_LEAF = V | ACCESSED | DIRTY
 ASIDS = 1 << 16
 """Of a hart."""
 ANY = Access.LOAD, Access.FETCH, Access.STORE
 UNTRANSLATED = -1
 """In place of the ASID of a guest's address space."""
-Space = tuple[int, int, int]
+Space = tuple[int, tuple[int, int], int]
 """Protection, the guest's mode and its address space: what an address space of a lent hart is for."""
 
 
@@ -56,7 +56,15 @@ class SecondLevel:
 class TrapAndRefill(Deprivileged):
     """An engine for a virtual machine on a host whose harts do not walk."""
 
-    def __init__(self, computer: Computer, ram: GuestRam, host: Computer, second: SecondLevel) -> None:
+    def __init__(
+        self,
+        computer: Computer,
+        ram: GuestRam,
+        host: Computer,
+        second: SecondLevel,
+        rings: Rings = RINGS["U"],
+        vm_bit: bool = False,
+    ) -> None:
         self.second = second
         self.traced: tuple[int, ...] = ()
         self._entries: defaultdict[int, dict[tuple[int, int], int]] = defaultdict(dict)
@@ -65,7 +73,7 @@ class TrapAndRefill(Deprivileged):
         """By virtual hart: the page whose entry has changed, and satp then."""
         self._asids: dict[Space, int] = {}
         ram.shadows = self
-        super().__init__(computer, ram, host)
+        super().__init__(computer, ram, host, rings, vm_bit)
 
     # What follows from f (map.Follower)
 
@@ -84,7 +92,8 @@ class TrapAndRefill(Deprivileged):
 
     def virtualize(self, computer: Computer, ram: Ram) -> Engine:
         assert isinstance(ram, GuestRam)
-        return TrapAndRefill(computer, ram, self._host, SecondLevel(self.second.size))
+        second = SecondLevel(self.second.size)
+        return TrapAndRefill(computer, ram, self._host, second, self.rings, self.vm_bit)
 
     def retranslate(self, hart: Hart, page: int | None) -> None:
         """The guest's TLB is about to change: what was filled by it goes."""
@@ -119,7 +128,7 @@ class TrapAndRefill(Deprivileged):
             hart.satp = satp
             hart.mstatus &= ~(1 << Status.MPRV)
             self._real[hart.number].satp = self._root(hart)
-            there = mode_of(hart) is not None and self._computer.reference.entry(hart, page) is not None
+            there = mode_of(hart, self.rings) is not None and self._computer.reference.entry(hart, page) is not None
             self.second.installed += there and self._install(hart, page, ANY)
         finally:
             hart.satp, hart.priv, hart.mstatus = kept
@@ -136,9 +145,10 @@ class TrapAndRefill(Deprivileged):
 
     def _root(self, hart: Hart) -> int:
         """Each of the guest's spaces has an ASID of its own."""
-        satp, mode = hart.satp, mode_of(hart)
+        satp, mode = hart.satp, mode_of(hart, self.rings)
         number, space = (SHADOW_MODE, UNTRANSLATED) if mode is None else (satp >> 60, satp >> 44 & 0xFFFF)
-        key = self._protected[hart], int(hart.priv == M) if mode is None else number << 8 | mode, space
+        untranslated = hart.priv == M, flat(hart, self.rings)
+        key = self._protected[hart], untranslated if mode is None else (number, mode), space
         if key not in self._asids and len(self._asids) == ASIDS:
             self._drop()
         return number << 60 | self._asids.setdefault(key, len(self._asids)) << 44
@@ -175,7 +185,7 @@ class TrapAndRefill(Deprivileged):
         if not 0 <= at < ram.size:
             return False
         ram.place(at, RIGHT[access])
-        mode, rights = mode_of(hart), RIGHTS
+        mode, rights = mode_of(hart, self.rings), flat(hart, self.rings)
         if mode is not None:
             entry = reference.entry(hart, va)
             if entry is None:  # what the monitor above has filled is gone with the place that it was for
@@ -185,7 +195,7 @@ class TrapAndRefill(Deprivileged):
         found = self._lies(at)
         assert found is not None
         to, given, _ = found
-        rights &= both(granted, given)
+        rights &= both(granted, given) | USER
         if not rights & R:
             rights &= ~W
         if not rights & PTE[access]:

@@ -17,14 +17,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from ringfence.isa.paging import ACCESSED, DIRTY, USER, R, V, W, X
+from ringfence.isa.paging import ACCESSED, DIRTY, R, V, W, X
 from ringfence.machine.memory import FRAME, WRITE, Ram
 
 RIGHTS = R | W | X
 SUPERPAGE = 512 * FRAME
 DEEPEST = 6
 """The most tables that one page needs."""
-_LEAF = V | USER | ACCESSED | DIRTY
+_LEAF = V | ACCESSED | DIRTY
 
 
 class Key(NamedTuple):
@@ -156,7 +156,7 @@ class Shadows:
 
     def map(self, table: Table, n: int, at: int, to: int, rights: int) -> None:
         """Entry `n`, if the table is still there, maps the page at offset `at` of the guest's memory, which is at
-        offset `to` of the host's.
+        offset `to` of the host's. `rights`: U among them.
         """
         if n in table.children or table.leaves.get(n, at) != at:
             self.clear(table, n)

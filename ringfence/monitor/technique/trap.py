@@ -1,5 +1,8 @@
 """Trap and emulate: every mode of the guest runs in the host machine's user mode (Popek and Goldberg 1974; VM/370).
 
+Or, by a table of rings, in its user and supervisor modes; where what does not trap in those goes wrong, unless the hart
+has a VM bit (technique.rings; docs/vm-bit.md).
+
 What is innocuous executes directly on a hart that the host machine lends, under shadow page tables. What is sensitive
 traps there, and its row is applied to the virtual hart: that is one step of the reference reading, as are an access to
 a device, an exception of the guest's own and a write to one of its page tables. Between two of those the virtual
@@ -15,14 +18,15 @@ from typing import TYPE_CHECKING
 
 from ringfence.errors import MachineError
 from ringfence.isa import pmp
-from ringfence.isa.paging import DIRTY, MODES, PPN, USER, Access, R, W, X
+from ringfence.isa.paging import MODES, PPN, USER, Access, R, W, X
 from ringfence.isa.trap import Cause, M, S, Status, U
 from ringfence.machine.engine.reference import Trap
 from ringfence.machine.hart import FIELDS, Hart
 from ringfence.machine.launch import SPACE, Trapped, user_hart
 from ringfence.machine.map import ALL, GuestRam
 from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
-from ringfence.monitor.technique.shadow import RIGHTS, SUPERPAGE, Key, Shadows
+from ringfence.monitor.technique.rings import RINGS, Rings, both, flat, mode_of, rights_of
+from ringfence.monitor.technique.shadow import SUPERPAGE, Key, Shadows
 
 if TYPE_CHECKING:
     from ringfence.machine.clock import Clock
@@ -42,8 +46,8 @@ ELSEWHERE = 1
 
 _REGISTERS = slice(0, (FIELDS["pc"].offset >> 3) + 1)
 _FLOAT = slice(FIELDS["fflags"].offset >> 3, (FIELDS["frm"].offset >> 3) + 1)
-_PC, _PRIV, _MSTATUS, _SATP, _RESERVATION = (
-    FIELDS[name].offset >> 3 for name in ("pc", "priv", "mstatus", "satp", "reservation")
+_PC, _PRIV, _MSTATUS, _SATP, _RESERVATION, _VM, _VMPSL = (
+    FIELDS[name].offset >> 3 for name in ("pc", "priv", "mstatus", "satp", "reservation", "vm", "vmpsl")
 )
 _PMP = slice(FIELDS["pmpcfg0"].offset >> 3, (FIELDS["pmpaddr"].offset >> 3) + pmp.ENTRIES)
 _FS = 3 << Status.FS
@@ -55,12 +59,18 @@ class Deprivileged:
     come to their translations is a subclass's.
     """
 
-    def __init__(self, computer: Computer, ram: GuestRam, host: Computer) -> None:
+    def __init__(
+        self, computer: Computer, ram: GuestRam, host: Computer, rings: Rings = RINGS["U"], vm_bit: bool = False
+    ) -> None:
+        """`vm_bit`: of the harts that are lent."""
         self._computer, self._ram, self._host = computer, ram, host
+        self.rings, self.vm_bit = rings, vm_bit
+        self._status = 0 if rings[S] == rings[U] else _ACCESS
+        """What of the virtual hart's mstatus the lent one has too."""
         self._real: list[Hart] = []
         try:
             for hart in computer.harts:
-                self._real.append(host.engine.lend(hart))
+                self._lend(hart, hart.number)
         except MachineError:
             for real in self._real:
                 host.engine.take_back(real)
@@ -69,8 +79,8 @@ class Deprivileged:
         """satp of a lent hart, by its virtual hart's number, satp, privilege and what of its status matters."""
         self._returned: list[int] = []
         """Numbers of harts that were lent on and are back."""
-        self._satp: dict[int, int] = {}
-        """What satp of a hart that is lent on was, by that of the one that is lent for it."""
+        self._modes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        """What mode and satp a hart that is lent on had, by those of the one that is lent for it."""
         self._owners: dict[tuple[int, int], int] = {}
         """Pages of the host's memory (by offset and size) and where in the guest's memory they are, or were."""
         self._reflected: Trapped | None = None
@@ -145,15 +155,16 @@ class Deprivileged:
         raise NotImplementedError
 
     def lend(self, virtual: Hart | None = None) -> Hart:
-        real, like = self._host.engine.lend(virtual), self._computer.harts[0]
-        if self._returned:
-            hart = user_hart(self._returned.pop(), like)
-            self._real[hart.number] = real
-        else:
-            hart = user_hart(len(self._real), like)
-            self._real.append(real)
+        hart = user_hart(self._returned.pop() if self._returned else len(self._real), self._computer.harts[0])
+        self._lend(virtual, hart.number)
         self.protection(hart)
         return hart
+
+    def _lend(self, virtual: Hart | None, number: int) -> None:
+        """A hart of the host machine for one of the machine."""
+        real = self._host.engine.lend(virtual)
+        real.vm = int(self.vm_bit)
+        self._real[number : number + 1] = [real]
 
     def launch(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> Trapped | None:
         reference = self._computer.reference
@@ -177,8 +188,8 @@ class Deprivileged:
     def applied(self, hart: Hart) -> int:
         return self._host.engine.applied(self._real[hart.number])
 
-    def space(self, hart: Hart, satp: int) -> None:
-        self._satp[self._tell_space(hart)] = satp
+    def space(self, hart: Hart) -> None:
+        self._tell_space(hart)
 
     def forget_spaces(self, hart: Hart) -> None:
         self._host.engine.forget_spaces(self._real[hart.number])
@@ -186,14 +197,21 @@ class Deprivileged:
     def retranslate(self, hart: Hart, page: int | None) -> None:
         raise NotImplementedError
 
-    def _tell_space(self, hart: Hart) -> int:
-        """satp of the lent hart for the mode that its virtual hart is in now, which is remembered for that."""
+    def _tell_space(self, hart: Hart) -> None:
+        """The mode of the lent hart, for that which its virtual hart is in now, is remembered for that."""
         real, before = self._real[hart.number], self._forgotten
-        real.satp = root = self._root(hart)
-        self._host.engine.space(real, root)
+        self._enter(hart)
+        self._host.engine.space(real)
         if self._forgotten != before:  # by a monitor that was asked for memory
             self._host.engine.forget_spaces(real)
-        return root
+
+    def _enter(self, hart: Hart) -> None:
+        """The lent hart has the mode that the virtual hart's comes to, and its translations."""
+        root, words, lent = self._root(hart), hart.words, self._real[hart.number].words
+        lent[_SATP], lent[_PRIV] = root, self.rings[words[_PRIV]]
+        lent[_MSTATUS] = lent[_MSTATUS] & ~_ACCESS | words[_MSTATUS] & self._status
+        if hart.number >= len(self._computer.harts):
+            self._modes[_mode(lent)] = _mode(words)
 
     def _forget_spaces(self) -> None:
         self._forgotten += 1
@@ -222,9 +240,9 @@ class Deprivileged:
         lent[_REGISTERS] = words[_REGISTERS]
         lent[_FLOAT] = words[_FLOAT]
         lent[_MSTATUS] = lent[_MSTATUS] & ~_FS | (_FS if status & _FS == _FS else 0)
+        lent[_VMPSL] = words[_VMPSL] if words[_VM] else status
         lent[_RESERVATION] = reserved = self._real_granule(words[_RESERVATION])
-        self._satp[root := self._root(hart)] = words[_SATP]
-        lent[_SATP] = root
+        self._enter(hart)
         launch = self._host.engine.launch
         try:
             while True:
@@ -233,8 +251,9 @@ class Deprivileged:
                     words[_RESERVATION] = self._virtual_granule(lent[_RESERVATION])
                     reserved = lent[_RESERVATION]
                 if not own:  # what the virtual hart's monitor told of its modes has come about without us
-                    words[_SATP] = self._satp.get(lent[_SATP], words[_SATP])
-                    words[_MSTATUS] = words[_MSTATUS] & ~_FS | lent[_MSTATUS] & _FS
+                    words[_SATP], words[_PRIV], status = self._modes.get(_mode(lent), _mode(words))
+                    words[_MSTATUS] = words[_MSTATUS] & ~(_FS | _ACCESS) | lent[_MSTATUS] & _FS | status
+                    words[_VMPSL] = lent[_VMPSL]
                 if trapped is None:
                     break
                 if trapped.cause == SPACE:
@@ -246,8 +265,7 @@ class Deprivileged:
                 lent[_RESERVATION] = reserved = self._real_granule(words[_RESERVATION])  # which may lie elsewhere now
                 if not answered:
                     break
-                self._satp[root := self._root(hart)] = words[_SATP]
-                lent[_SATP] = root
+                self._enter(hart)
         finally:  # f's answer may be missing (machine.launched.VmFault)
             words[_REGISTERS] = lent[_REGISTERS]
             words[_FLOAT] = lent[_FLOAT]
@@ -306,7 +324,16 @@ class Deprivileged:
 class TrapAndEmulate(Deprivileged):
     """By shadow page tables, which the lent harts walk."""
 
-    def __init__(self, computer: Computer, ram: GuestRam, host: Computer, shadows: Shadows, kept: bool = True) -> None:
+    def __init__(
+        self,
+        computer: Computer,
+        ram: GuestRam,
+        host: Computer,
+        shadows: Shadows,
+        kept: bool = True,
+        rings: Rings = RINGS["U"],
+        vm_bit: bool = False,
+    ) -> None:
         """`kept`: shadows outlive a write to satp."""
         self._kept = kept
         self._spaces: dict[int, int] = {}
@@ -314,7 +341,7 @@ class TrapAndEmulate(Deprivileged):
         self._shadows = ram.shadows = shadows
         shadows.on_free = self._forget_spaces
         self._writes: Counter[int] = Counter()
-        super().__init__(computer, ram, host)
+        super().__init__(computer, ram, host, rings, vm_bit)
         if isinstance(host.ram, GuestRam):
             host.ram.residents.append(shadows)
 
@@ -325,7 +352,8 @@ class TrapAndEmulate(Deprivileged):
 
     def virtualize(self, computer: Computer, ram: Ram) -> Engine:
         assert isinstance(ram, GuestRam)
-        return TrapAndEmulate(computer, ram, self._host, self._shadows.another(ram), self._kept)
+        shadows = self._shadows.another(ram)
+        return TrapAndEmulate(computer, ram, self._host, shadows, self._kept, self.rings, self.vm_bit)
 
     def retranslate(self, hart: Hart, page: int | None) -> None:
         pass
@@ -359,11 +387,11 @@ class TrapAndEmulate(Deprivileged):
 
     def _make_root(self, hart: Hart) -> int:
         base = self._ram.base
-        satp, mode = hart.satp, mode_of(hart)
+        satp, mode = hart.satp, mode_of(hart, self.rings)
         number = satp >> 60
         protected = self._protected[hart] << 8
         if mode is None:
-            number, key = SHADOW_MODE, Key(-base, 2, protected | (hart.priv == M), RIGHTS)
+            number, key = SHADOW_MODE, Key(-base, 2, protected | (hart.priv == M), flat(hart, self.rings))
         elif 0 <= (at := ((satp & PPN) << 12) - base) < self._ram.size:
             key = Key(at, MODES[number] - 1, protected | mode, None)
         else:  # no walk begins there
@@ -395,10 +423,10 @@ class TrapAndEmulate(Deprivileged):
             shadows.drop()
         ram.place(at, RIGHT[access])
 
-        mode, protected = mode_of(hart), self._protected[hart] << 8
+        mode, protected = mode_of(hart, self.rings), self._protected[hart] << 8
         if mode is None:
-            level, rights = 2, RIGHTS
-            table = shadows.table(Key(-ram.base, 2, protected | machine, RIGHTS))
+            level, rights = 2, flat(hart, self.rings)
+            table = shadows.table(Key(-ram.base, 2, protected | machine, rights))
         else:
             level = MODES[hart.satp >> 60] - 1
             table = shadows.table(Key(trail[0] & -FRAME, level, protected | mode, None))
@@ -421,7 +449,7 @@ class TrapAndEmulate(Deprivileged):
         if found is None or self._moves != before:
             return False
         to, given, _ = found
-        rights &= both(granted, given)
+        rights &= both(granted, given) | USER
         if not rights & R or (first in shadows.traced and not shadows.followed):
             rights &= ~W
         if not rights & PTE[access]:
@@ -445,34 +473,11 @@ class TrapAndEmulate(Deprivileged):
         return self._computer.reference.permission(hart, ram.base + first, SUPERPAGE, machine) == granted
 
 
+def _mode(words: memoryview) -> tuple[int, int, int]:
+    return words[_SATP], words[_PRIV], words[_MSTATUS] & _ACCESS
+
+
 def _mixed(hart: Hart) -> bool:
     """Loads and fetches would need page tables of their own: MPRV lends another privilege."""
     status = hart.mstatus
     return status >> Status.MPRV & 1 == 1 and status >> Status.MPP & 3 != hart.priv
-
-
-def mode_of(hart: Hart) -> int | None:
-    """The guest's mode as far as what it may access depends on it; None where it does not translate."""
-    priv, status = hart.priv, hart.mstatus
-    if priv == M or not hart.satp >> 60:
-        return None
-    lent_user_pages = priv == S and status >> Status.SUM & 1
-    return priv | lent_user_pages << 2 | (status >> Status.MXR & 1) << 3
-
-
-def both(granted: int, given: int) -> int:
-    """The rights, as a leaf has them, that physical memory protection grants and f gives."""
-    rights = (R if granted & pmp.R and given & READ else 0) | (X if granted & pmp.X and given & EXECUTE else 0)
-    return rights | (W if granted & pmp.W and given & WRITE else 0)
-
-
-def rights_of(pte: int, mode: int) -> int:
-    """What a leaf of the guest's lets it do in a mode, in user mode."""
-    user = pte & USER != 0
-    own = user if mode & 3 == U else not user
-    data = own or mode >> 2 & 1
-    rights = pte & X if own else 0
-    if data:
-        rights |= pte & R or (R if pte & X and mode >> 3 & 1 else 0)
-        rights |= pte & W if pte & DIRTY else 0
-    return rights
