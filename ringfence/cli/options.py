@@ -137,8 +137,10 @@ technique = click.option(
     "--technique",
     type=Names("techniques", TECHNIQUES),
     metavar="NAME[,NAME...]",
-    help="How monitors keep control: by the machine's own facility (virtualizer), or by trap and emulate (trap). One "
-    "for all, or one for each, the outermost first, with commas between. Default: virtualizer.",
+    help="How monitors keep control: by the machine's own facility (virtualizer), or by trap and emulate: all of "
+    "the guest in user mode (trap), or its kernel in supervisor mode on harts with a VM bit (vm-bit; without one, "
+    "trap-s, it goes wrong). One for all, or one for each, the outermost first, with commas between. Default: "
+    "virtualizer.",
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ringfence.monitor.virtualizable import Decision, Sensitive, Violation
 
 NAMES = ("U", "S")
-TECHNIQUES: dict[str, Technique] = {"U": "trap"}
+TECHNIQUES: dict[tuple[str, bool], Technique] = {("U", False): "trap", ("S", False): "trap-s", ("S", True): "vm-bit"}
 """Those that keep rings, so that a monitor can show what references come to."""
 BREAKS = 1
 """Exit status: there are violations."""
@@ -34,7 +35,8 @@ ROWS, DATA = (44, 34, 28, 15), (25, 47, 15, 9, 24)
     show_default=True,
     help="The real modes of the virtual ones. U: all are in U. S: M and S are in S, and U in U.",
 )
-def virtualizable(rings: str) -> None:
+@click.option("--vm-bit", is_flag=True, help="The real hart has a VM bit (docs/vm-bit.md). With rings S.")
+def virtualizable(rings: str, vm_bit: bool) -> None:
     """Decide Popek and Goldberg's theorem for this machine, by execution.
 
     Every instruction, with every CSR, runs on pairs of states that differ in what must stay hidden (mode, relocation,
@@ -43,17 +45,20 @@ def virtualizable(rings: str) -> None:
 
     The exit status is 0 where the theorem's condition holds, and 1 where there are violations.
     """
+    if (rings, vm_bit) not in TECHNIQUES:
+        raise click.UsageError("a VM bit says what S-mode learns of itself, and in rings U nothing runs there")
     from ringfence.monitor.sensitive_data import references
     from ringfence.monitor.technique.rings import RINGS
+    from ringfence.monitor.virtual_state import deprivileged
     from ringfence.monitor.virtualizable import decide
 
-    ring = RINGS[rings]
-    decision, found = decide(ring), references(ring, TECHNIQUES.get(rings))
-    click.echo("\n".join(lines(rings, decision, found)))
+    ring, technique, prepare = RINGS[rings], TECHNIQUES[rings, vm_bit], partial(deprivileged, vm_bit=vm_bit)
+    decision, found = decide(ring, prepare), references(ring, technique, prepare)
+    click.echo("\n".join(lines(rings + " with a VM bit" * vm_bit, technique, decision, found)))
     click.get_current_context().exit(0 if decision.holds and all(r.holds for r in found) else BREAKS)
 
 
-def lines(rings: str, decision: Decision, found: Sequence[Reference]) -> Iterator[str]:
+def lines(rings: str, technique: Technique, decision: Decision, found: Sequence[Reference]) -> Iterator[str]:
     """The text."""
     yield f"{decision.instructions:,} instructions (each row; those on CSRs with each CSR, and one that there is not),"
     yield f"from {decision.tried:,} states, on the bare machine and deprivileged"
@@ -63,8 +68,7 @@ def lines(rings: str, decision: Decision, found: Sequence[Reference]) -> Iterato
     for names, depends, changes, traps in groups(decision.sensitive):
         yield from _columns(ROWS, names, depends, changes, traps)
     yield ""
-    technique = f"by technique {TECHNIQUES[rings]}" if rings in TECHNIQUES else ""
-    yield from _columns(DATA, "sensitive data", "referred to by", "answered by", "as bare", technique)
+    yield from _columns(DATA, "sensitive data", "referred to by", "answered by", "as bare", f"by technique {technique}")
     structure = ""
     for reference in found:
         first = reference.structure if reference.structure != structure else ""

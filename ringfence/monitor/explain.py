@@ -36,6 +36,7 @@ from ringfence.machine.engine.reference import Known, Trap, value_of
 from ringfence.machine.hart import Hart
 from ringfence.machine.map import GuestRam
 from ringfence.machine.memory import FRAME, READ, Ram
+from ringfence.monitor.technique.rings import AS_THEY_ARE
 from ringfence.monitor.technique.shadow import Shadows, Table
 from ringfence.monitor.vm import VirtualMachine
 from ringfence.word import Int, Word
@@ -320,5 +321,7 @@ def _mode(root: Table) -> str:
     key = root.key
     if key.rights is not None:
         return "M-mode" if key.mode & 1 else "untranslated"
+    if key.mode & AS_THEY_ARE:
+        return "S- and U-mode"
     name = f"{'US'[key.mode & 1]}-mode"
     return name + (" with SUM" if key.mode & _SUM else "") + (" with MXR" if key.mode & _MXR else "")

@@ -229,6 +229,7 @@ class Monitor:
             self._allocator.give_back_root(root)
             raise
         vm.name, vm.monitor, vm.resident, vm.account = name, self, resident, Account(claim)
+        vm.technique = technique
         vm.held = vm.hand = 0
         vm.paged = {}
         self.guests[name] = vm

@@ -69,8 +69,7 @@ def lines(machine: Virt) -> list[str]:
     """All of it as text, for a machine and those that it is on."""
     told = []
     for vm in path(machine):
-        technique = "trap" if isinstance(vm.engine, Deprivileged) else "virtualizer"
-        told.append(f"{vm.path} ({technique}): {vm.steps:,} steps, {direct(vm):.4%} of them with no monitor entered")
+        told.append(f"{vm.path} ({vm.technique}): {vm.steps:,} steps, {direct(vm):.4%} of them with no monitor entered")
         for source, rows in stats(vm).items():
             counts = ", ".join(f"{what} {count:,}" for what, count in rows.items() if count) or "none"
             told.append(f"  {source:<36}{counts}")

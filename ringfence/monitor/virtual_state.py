@@ -15,15 +15,14 @@ from typing import NamedTuple
 
 from ringfence.isa import pmp, tlb
 from ringfence.isa.csr import ALL_IRQS, CBCFE, CBIE, CBZE, FIOM, S_IRQS, STATUS_FIXED, STCE
-from ringfence.isa.paging import ACCESSED, ADUE, DIRTY, MODES, PBMTE, PPN, USER, R, V, W, X
-from ringfence.isa.trap import Irq, M, Status, U
+from ringfence.isa.paging import ACCESSED, ADUE, DIRTY, MODES, PBMTE, PPN, USER, R, V, W
+from ringfence.isa.trap import Irq, M, S, Status, U
 from ringfence.machine.board import RAM
 from ringfence.machine.hart import FIELDS, SIZE, Hart
 from ringfence.machine.map import ALL
 from ringfence.machine.memory import FRAME
-from ringfence.monitor.technique.rings import Rings
+from ringfence.monitor.technique.rings import Rings, both, flat, mode_of, rights_of
 from ringfence.monitor.technique.shadow import RIGHTS
-from ringfence.monitor.technique.trap import both, mode_of, rights_of
 
 ONES = (1 << 64) - 1
 TIME = SIZE
@@ -96,7 +95,7 @@ APART = ("priv", "satp")
 """Mode and relocation."""
 AT_REST = ("virt", "waiting", "stopped", "away", "launched")
 """0 in a hart that executes an instruction; some have an effect on these."""
-MADE = ("firmware", "software_tlb", "xhv", "tlb_tag", "tlb_pte")
+MADE = ("firmware", "software_tlb", "xhv", "tlb_tag", "tlb_pte", "vm", "vmpsl")
 """How the hart is made; and its software-filled TLB, which is relocation too."""
 
 
@@ -278,7 +277,6 @@ FORCED: dict[str, int] = {
     "mstatus.TW": 1,
     "mstatus.TSR": 1,
     "mstatus.MPRV": 0,
-    "mstatus.MXR": 0,  # the shadow's rights say it
     "medeleg": 0,  # what traps enters the monitor
     "mideleg": 0,
     "mcounteren": 0,
@@ -287,9 +285,10 @@ FORCED: dict[str, int] = {
 """What the monitor needs of the real hart so that as much as possible traps, and no less is granted than it maps."""
 
 
-def deprivileged(v: State, rings: Rings) -> State:
+def deprivileged(v: State, rings: Rings, vm_bit: bool = False) -> State:
     """The real state in which a monitor runs the virtual state `v`: what is visible is the same, at other frames; the
-    mode is the ring's; in the hidden part is what traps most, and for the rest values that `v` has not.
+    mode is the ring's; in the hidden part is what traps most, and for the rest values that `v` has not. `vm_bit`: of
+    the real hart (docs/vm-bit.md).
     """
     words, hart = array("Q", v.words), v.hart()
     for name, hidden in HIDDEN.items():
@@ -297,6 +296,9 @@ def deprivileged(v: State, rings: Rings) -> State:
     words[_PMP.start + 1] = words[_PMP.start + 1] & ONES >> 8 | _GRANT  # translations are its bounds
     dirty = hart.mstatus >> Status.FS & 3 == 3
     HIDDEN["mstatus.FS"].set(words, 3 if dirty else 0)  # the first use traps, so that the guest's FS tells the truth
+    for name in ("mstatus.SUM", "mstatus.MXR"):  # in U the shadow's rights say it
+        HIDDEN[name].set(words, 0 if rings[S] == rings[U] else HIDDEN[name].get(array("Q", v.words)))
+    words[FIELDS["vm"].offset >> 3], words[FIELDS["vmpsl"].offset >> 3] = int(vm_bit), hart.mstatus if vm_bit else 0
     ring = rings[hart.priv]
     words[FIELDS["priv"].offset >> 3] = ring
     words[FIELDS["firmware"].offset >> 3] = 0
@@ -304,8 +306,7 @@ def deprivileged(v: State, rings: Rings) -> State:
         words[FIELDS["reservation"].offset >> 3] = hart.reservation + HOME * FRAME
 
     lies = {page: frame + HOME for page, frame in v.lies.items()}
-    user = USER if ring == U else 0
-    entries = {page: lies[page] << 10 | _LEAF | user | rights for page in lies if (rights := granted(v, hart, page))}
+    entries = {page: lies[page] << 10 | _LEAF | rights for page in lies if (rights := granted(v, hart, page, rings))}
     frames = {frame + HOME: data for frame, data in v.frames.items()}
     asid = 1
     words[FIELDS["satp"].offset >> 3] = 8 << 60 | asid << 44 | _SHADOW
@@ -317,13 +318,13 @@ def deprivileged(v: State, rings: Rings) -> State:
     return State(words.tobytes(), frames | held, lies, frozenset(held))
 
 
-def granted(v: State, hart: Hart, page: int) -> int:
+def granted(v: State, hart: Hart, page: int, rings: Rings) -> int:
     """The rights (of a leaf) that the monitor's tables have for a page: 0 where it maps none, so that it is entered."""
-    mode = mode_of(hart)
+    mode = mode_of(hart, rings)
     status, frame = hart.mstatus, page
     if status >> Status.MPRV & 1 and status >> Status.MPP & 3 != hart.priv:
         return 0  # loads and fetches would need tables of their own
-    rights = RIGHTS
+    rights = flat(hart, rings)
     if mode is not None:
         entry = leaf(v, page)
         if entry is None or not entry & ACCESSED:
@@ -332,7 +333,7 @@ def granted(v: State, hart: Hart, page: int) -> int:
     if frame != v.lies[page]:
         return 0
     allowed = pmp.entries_of(hart.words, _PMP.start, _PMP.start + 2)
-    rights &= both(pmp.permission(allowed, frame * FRAME, FRAME, hart.priv == M), ALL)
+    rights &= both(pmp.permission(allowed, frame * FRAME, FRAME, hart.priv == M), ALL) | USER
     if frame in v.tables or not rights & R:
         rights &= ~W  # a write to its page table is to be seen; W without R is reserved
-    return rights & (R | W | X)
+    return rights if rights & RIGHTS else 0

@@ -22,6 +22,8 @@ class VirtualMachine(Virt):
     """Made by `Monitor.create`, which sets these."""
 
     name: str
+    technique: str
+    """How its monitor keeps control."""
     monitor: Monitor
     ram: GuestRam
     resident: int

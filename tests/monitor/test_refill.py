@@ -47,13 +47,13 @@ def test_selftest_is_the_same_under_any_techniques(techniques: list[Technique]) 
     assert selftest(nested(len(techniques), 64 * MiB, technique=techniques, tlb="software")) == bare_selftest()
 
 
-@pytest.mark.parametrize("technique", ["virtualizer", "trap"])
+@pytest.mark.parametrize("technique", ["virtualizer", "trap", "vm-bit"])
 def test_selftest_with_harts_is_the_same(technique: Technique) -> None:
     """Each hart has its own entries."""
     assert selftest(nested(1, 64 * MiB, 3, technique=technique, tlb="software")) == bare_selftest(3)
 
 
-@pytest.mark.parametrize(("depth", "technique"), [(0, "virtualizer"), (1, "trap")])
+@pytest.mark.parametrize(("depth", "technique"), [(0, "virtualizer"), (1, "trap"), (1, "vm-bit")])
 def test_selftest_is_the_same_in_the_reference(depth: int, technique: Technique) -> None:
     """The reference reading finds the same entries."""
     found = nested(depth, 64 * MiB, engine="reference", technique=technique, tlb="software")

@@ -1,4 +1,4 @@
-"""Trap and emulate: a guest whose modes all run in user mode does not notice."""
+"""Trap and emulate: a guest whose modes run in others does not notice, where what is sensitive traps."""
 
 from __future__ import annotations
 
@@ -20,68 +20,107 @@ from ringfence.monitor.technique.trap import TrapAndEmulate
 
 Engine = Literal["threaded", "reference"]
 TRAP: list[Technique] = ["trap"]
+VM_BIT: list[Technique] = ["vm-bit"]
 VIRTUALIZER: list[Technique] = ["virtualizer"]
 
 
-def trapped(engine: Engine, depth: int = 1, harts: int = 1, turn: int = 300, seed: int = 1) -> Virt:
+def trapped(techniques: Sequence[Technique], engine: Engine, harts: int = 1, turn: int = 300, seed: int = 1) -> Virt:
     """The machine of `states`, on monitors."""
     host: Virt = virt(64 * MiB, engine=engine)
-    for _ in range(depth - 1):
-        host = Monitor(host).create("outer", host.ram.size - 8 * MiB, technique="trap")
-    return Monitor(host).create("inner", MEMORY, harts, turn=turn, seed=seed, technique="trap")
+    for technique in techniques[:-1]:
+        host = Monitor(host).create("outer", host.ram.size - 8 * MiB, technique=technique)
+    return Monitor(host).create("inner", MEMORY, harts, turn=turn, seed=seed, technique=techniques[-1])
 
 
-@pytest.mark.parametrize(("engine", "depth", "cases"), [("threaded", 1, 15), ("threaded", 3, 5), ("reference", 1, 3)])
-def test_random_programs_are_the_same(engine: Engine, depth: int, cases: int) -> None:
+@pytest.mark.parametrize(
+    ("techniques", "engine", "cases"),
+    [
+        (TRAP, "threaded", 15),
+        (TRAP * 3, "threaded", 5),
+        (TRAP, "reference", 3),
+        (VM_BIT, "threaded", 15),
+        (VM_BIT * 3, "threaded", 5),
+        (VM_BIT, "reference", 3),
+        (TRAP + VM_BIT, "threaded", 5),
+        (VM_BIT + TRAP, "threaded", 5),
+        (TRAP + VM_BIT, "reference", 2),
+    ],
+)
+def test_random_programs_are_the_same(techniques: list[Technique], engine: Engine, cases: int) -> None:
     """Programs that change page tables, privilege and code end as they do in the reference on the bare machine."""
     for case in range(round(cases * SCALE)):
         program = Program(f"trap {case}")
-        expected, found = program.load(machine()), program.load(trapped(engine, depth))
+        expected, found = program.load(machine()), program.load(trapped(techniques, engine))
         ends = [board.run(until=program.clock * 100 + STEPS) for board in (expected, found)]
         check(expected, found, f"program trap {case}")
         assert ends[0] == ends[1]
 
 
-def test_random_programs_of_several_harts_are_the_same() -> None:
+@pytest.mark.parametrize("techniques", [TRAP, VM_BIT], ids="-".join)
+def test_random_programs_of_several_harts_are_the_same(techniques: list[Technique]) -> None:
     """Harts share shadows, and take turns."""
     for case in range(round(8 * SCALE)):
         program = Program(f"trap harts {case}", 3)
         expected = program.load(machine(harts=3, turn=50, seed=case))
-        found = program.load(trapped("threaded", harts=3, turn=50, seed=case))
+        found = program.load(trapped(techniques, "threaded", harts=3, turn=50, seed=case))
         ends = [board.run(until=program.clock * 100 + STEPS) for board in (expected, found)]
         check(expected, found, f"program trap harts {case}")
         assert ends[0] == ends[1]
 
 
-def test_random_programs_do_not_depend_on_stops() -> None:
+@pytest.mark.parametrize("techniques", [TRAP, VM_BIT], ids="-".join)
+def test_random_programs_do_not_depend_on_stops(techniques: list[Technique]) -> None:
     """A run in pieces is the run in one."""
     for case in range(round(8 * SCALE)):
         program = Program(f"trap stops {case}")
-        whole, cut = program.load(machine()), program.load(trapped("threaded"))
+        whole, cut = program.load(machine()), program.load(trapped(techniques, "threaded"))
         whole.run(6000)
         for piece in (1, 998, 1, 3000, 2000):
             cut.run(piece)
         check(whole, cut, f"program trap stops {case}")
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("techniques", [TRAP, TRAP * 2, VM_BIT, VM_BIT * 2, TRAP + VM_BIT], ids="-".join)
 @pytest.mark.parametrize("name", changes.CHANGES)
-def test_change_is_seen_at_once(name: str, depth: int) -> None:
+def test_change_is_seen_at_once(name: str, techniques: list[Technique]) -> None:
     """What the guest changes in a page table, protection or status is so for its next access, without any fence."""
     change = changes.CHANGES[name]
-    expected, found = changes.load(machine(), change), changes.load(trapped("threaded", depth), change)
+    expected, found = changes.load(machine(), change), changes.load(trapped(techniques, "threaded"), change)
     for end in range(100, changes.STEPS, 100):
         ends = expected.run(until=end), found.run(until=end)
         assert ends[0] == ends[1] and digest(expected) == digest(found), "\n".join(difference(expected, found, 1 << 17))
 
 
 MIXED = [TRAP, TRAP * 2, TRAP * 4, TRAP * 8, TRAP + VIRTUALIZER, VIRTUALIZER + TRAP, TRAP + VIRTUALIZER * 2 + TRAP]
+MIXED += [VM_BIT, VM_BIT * 2, VM_BIT * 4, TRAP + VM_BIT, VM_BIT + TRAP, VIRTUALIZER + VM_BIT, VM_BIT + VIRTUALIZER]
 
 
 @pytest.mark.parametrize("techniques", MIXED, ids="-".join)
 def test_selftest_is_the_same_under_any_techniques(techniques: list[Technique]) -> None:
     """Pure and mixed, to any depth."""
     assert selftest(nested(len(techniques), 64 * MiB, technique=techniques)) == bare_selftest(1)
+
+
+def test_rings_with_s_are_wrong_without_a_vm_bit() -> None:
+    """What does not trap there goes to the hart that is lent: the guest's trap vector with it, so its first trap ends
+    nowhere.
+    """
+    guest, alone = nested(1, 64 * MiB, technique="trap-s"), virt(64 * MiB)
+    for board in (guest, alone):
+        load(board, CORRAL, append="-- selftest")
+        board.run(100_000)
+    assert guest.digest() != alone.digest()
+    assert guest.harts[0].stvec == 0 != alone.harts[0].stvec
+    assert "ok" not in guest.console.text and "ok" in alone.console.text
+
+
+def test_vm_bit_saves_entries() -> None:
+    """What only reads sstatus is not applied by anybody; and S and U share shadows."""
+    one, other = (nested(1, 64 * MiB, technique=technique) for technique in (*TRAP, *VM_BIT))
+    assert selftest(one) == selftest(other)
+    assert isinstance(one.engine, TrapAndEmulate) and isinstance(other.engine, TrapAndEmulate)
+    assert other.engine.applied_natively < one.engine.applied_natively
+    assert other.engine.filled < one.engine.filled
 
 
 def test_technique_that_there_is_not_is_refused() -> None:
@@ -107,8 +146,9 @@ def test_shadows_may_be_rebuilt_at_each_write_of_satp(harts: int, depth: int) ->
     assert filled[1] > filled[0]
 
 
-def test_selftest_with_harts_is_the_same_under_trap() -> None:
-    assert selftest(nested(2, 64 * MiB, 3, technique="trap")) == bare_selftest(3)
+@pytest.mark.parametrize("technique", [*TRAP, *VM_BIT])
+def test_selftest_with_harts_is_the_same(technique: Technique) -> None:
+    assert selftest(nested(2, 64 * MiB, 3, technique=technique)) == bare_selftest(3)
 
 
 def test_no_level_adds_steps_for_the_reference() -> None:
@@ -133,23 +173,26 @@ def test_entry_that_comes_back_is_filled_natively(depth: int, monkeypatch: pytes
     assert filled[0] < filled[1]
 
 
-def test_selftest_is_the_same_in_the_reference() -> None:
-    assert selftest(nested(1, 64 * MiB, engine="reference", technique="trap")) == bare_selftest(1)
+@pytest.mark.parametrize("technique", [*TRAP, *VM_BIT])
+def test_selftest_is_the_same_in_the_reference(technique: Technique) -> None:
+    assert selftest(nested(1, 64 * MiB, engine="reference", technique=technique)) == bare_selftest(1)
 
 
-def test_debian_boots_the_same_under_trap(debian: Image) -> None:
-    """With every table of its own in user mode."""
-    assert boot(nested(1, 256 * MiB, technique="trap"), debian) == boot(nested(0, 256 * MiB), debian)
+def test_debian_boots_the_same(debian: Image) -> None:
+    """With every mode of its own in user mode; or with a VM bit, at depth 2 too."""
+    bare = boot(nested(0, 256 * MiB), debian)
+    for techniques in (TRAP, VM_BIT, VM_BIT * 2):
+        assert boot(nested(len(techniques), 256 * MiB, technique=techniques), debian) == bare
 
 
-@pytest.mark.parametrize("outer", ["trap", "virtualizer"])
-def test_frames_taken_from_a_trapped_guest_come_back(outer: Technique) -> None:
+@pytest.mark.parametrize(("outer", "inner"), [("trap", "trap"), ("virtualizer", "trap"), ("vm-bit", "vm-bit")])
+def test_frames_taken_from_a_trapped_guest_come_back(outer: Technique, inner: Technique) -> None:
     """Shadows follow f: frames are taken at both levels while the guest runs, and it ends as it would have."""
     rng = random.Random(3)
     host = Monitor(virt(160 * MiB))
     middle = host.create("middle", 120 * MiB, technique=outer)
     monitor = Monitor(middle)
-    guest = monitor.create("guest", 64 * MiB, technique="trap")
+    guest = monitor.create("guest", 64 * MiB, technique=inner)
 
     def disturb(run: Callable[..., object]) -> Callable[..., object]:
         def disturbed(*arguments: object, **named: object) -> object:

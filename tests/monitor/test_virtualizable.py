@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 
@@ -18,8 +18,7 @@ from ringfence.monitor import virtual_state
 from ringfence.monitor.chosen import CLOSED, choose
 from ringfence.monitor.instance import Instance, instances
 from ringfence.monitor.sensitive_data import IN_MEMORY, Reference, references
-from ringfence.monitor.technique.rings import RINGS, Rings
-from ringfence.monitor.technique.trap import rights_of
+from ringfence.monitor.technique.rings import RINGS, Rings, rights_of
 from ringfence.monitor.virtual_state import (
     APART,
     AT_REST,
@@ -91,6 +90,18 @@ def test_supervisor_rings_break_what_does_not_trap_in_s() -> None:
     assert {row.name for row in decision.sensitive if row.traps == "no"} == SUPERVISOR.keys()
     undone = {row.name for row in decision.sensitive if row.traps == "where it must"}
     assert undone - FLOATING - {"fflags", "frm", "fcsr"} == {"sfence.w.inval", "sfence.inval.ir"}
+
+
+def test_vm_bit_makes_supervisor_rings_enough() -> None:
+    """With it what reveals the mode is the virtual hart's, or traps; where VMPSL is another's, that is found."""
+    decision = decide(RINGS["S"], partial(deprivileged, vm_bit=True))
+    assert decision.holds
+    assert {row.name for row in decision.sensitive if row.name in SUPERVISOR and row.traps != "always"} == {"sstatus"}
+
+    def stale(v: State, rings: Rings) -> State:
+        return deprivileged(v, rings, vm_bit=True).having(vmpsl=v.field("mstatus") ^ 1 << Status.SPP)
+
+    assert violated(decide(RINGS["S"], stale, names={"sstatus", "sie", "addi"})) == {"sstatus"}
 
 
 @pytest.mark.parametrize("name", SUPERVISOR)
@@ -240,9 +251,9 @@ def test_mixed_translation_is_not_run_directly(monkeypatch: pytest.MonkeyPatch) 
     assert decide(RINGS["U"], names=names).holds
     granted = virtual_state.granted
 
-    def without_mprv(v: State, hart: Hart, page: int) -> int:
+    def without_mprv(v: State, hart: Hart, page: int, rings: Rings) -> int:
         alone = v.having({"mstatus.MPRV": 0})
-        return granted(alone, alone.hart(), page)
+        return granted(alone, alone.hart(), page, rings)
 
     monkeypatch.setattr(virtual_state, "granted", without_mprv)
     decision = decide(RINGS["U"], names=names)
@@ -301,10 +312,13 @@ def test_deprivileged_state_has_what_is_visible_and_nothing_else(mode: int, ring
         assert {p: r.frames[f] for p, f in r.lies.items()} == {p: v.frames[f] for p, f in v.lies.items()}
         guest, monitor = v.hidden(), r.hidden()
         assert {name: monitor[name] for name in FORCED} == FORCED
-        free = HIDDEN.keys() - FORCED.keys() - {"mstatus.FS"}
+        free = HIDDEN.keys() - FORCED.keys() - {"mstatus.FS", "mstatus.SUM", "mstatus.MXR"}
         assert not [name for name in free if guest[name] == monitor[name]]
         dirty = guest["mstatus.FS"] == 3
         assert monitor["mstatus.FS"] == (3 if dirty else 0)
+        shared = rings == "S"  # S and U are told apart there as the guest has it
+        for name in ("mstatus.SUM", "mstatus.MXR"):
+            assert monitor[name] == (guest[name] if shared else 0)
         assert r.field("satp") != v.field("satp")
 
 
