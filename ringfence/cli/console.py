@@ -20,7 +20,7 @@ ESCAPE = 0x01
 HELP = (
     "\r\nCtrl-a x       ends the machine\r\nCtrl-a h       shows this\r\nCtrl-a Ctrl-a  sends Ctrl-a to the guest\r\n"
 )
-HELP_NEXT = "Ctrl-a n       shows the next guest's console\r\n"
+HELP_NEXT = "Ctrl-a n       shows the next guest's console\r\nCtrl-a l       lists the guests\r\n"
 END_OF_FILE = b"\x04"
 """What a person types at the end of input."""
 READY = b"\x05"
@@ -102,9 +102,10 @@ class Input:
         at_end: bytes,
         literal: bool = False,
         on_next: Callable[[bytes], None] | None = None,
+        on_list: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_next`: what Ctrl-a n does, with the keys that came before it."""
-        self.fd, self.raw, self.literal, self.on_next = fd, raw, literal, on_next
+        """`on_next`: what Ctrl-a n does, with the keys that came before it. `on_list`: what Ctrl-a l does."""
+        self.fd, self.raw, self.literal, self.on_next, self.on_list = fd, raw, literal, on_next, on_list
         self.open = True
         self.ended_by_user = False
         self._at_end = at_end
@@ -162,6 +163,8 @@ class Input:
                 elif key in b"nN" and self.on_next is not None:
                     self.on_next(bytes(passed))
                     passed.clear()
+                elif key in b"lL":
+                    self.on_list()
                 elif key in b"hH?":
                     os.write(2, (HELP + (HELP_NEXT if self.on_next is not None else "")).encode())
             elif key == ESCAPE:

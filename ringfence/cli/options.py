@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DEEPEST = 64
 LONGEST = 1e9
 KINDS = ("insn", "trap", "csr", "io")
-TECHNIQUES: tuple[Technique, ...] = ("virtualizer", "trap", "trap-s", "vm-bit")
+TECHNIQUES: tuple[Technique, ...] = ("virtualizer", "trap", "trap-s", "vm-bit", "para")
 _UNITS = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 
 
@@ -137,10 +137,10 @@ technique = click.option(
     "--technique",
     type=Names("techniques", TECHNIQUES),
     metavar="NAME[,NAME...]",
-    help="How monitors keep control: by the machine's own facility (virtualizer), or by trap and emulate: all of "
-    "the guest in user mode (trap), or its kernel in supervisor mode on harts with a VM bit (vm-bit; without one, "
-    "trap-s, it goes wrong). One for all, or one for each, the outermost first, with commas between. Default: "
-    "virtualizer.",
+    help="How monitors keep control: by the machine's own facility (virtualizer), or by trap and emulate: all of the "
+    "guest in user mode (trap), or its kernel in supervisor mode on harts with a VM bit (vm-bit; without one, trap-s, "
+    "it goes wrong), or by calls of a guest that knows its monitor (para). One for all, or one for each, the outermost "
+    "first, with commas between. Default: virtualizer.",
 )
 
 

@@ -81,7 +81,7 @@ class Switchboard(Session):
     ) -> None:
         self.guests = guests
         self.channels = [channels[guest.path] for guest in guests]
-        keyboard = Input(0, raw=raw, at_end=b"", on_next=self._next)
+        keyboard = Input(0, raw=raw, at_end=b"", on_next=self._next, on_list=self._list)
         super().__init__(monitor, terminal, keyboard, self.channels, wall=wall)
         limits = Limits(None, None, 0)
         self._watches = [Watch(guest, channel, limits) for guest, channel in zip(guests, self.channels, strict=True)]
@@ -104,6 +104,14 @@ class Switchboard(Session):
         self._active = next((n for n in order if n not in self._told), self._active)
         self._to_show = True
         self.machine.stop()
+
+    def _list(self) -> None:
+        lines = []
+        for n, guest in enumerate(self.guests):
+            marks = [guest.technique, *(["impure"] if guest.impure else []), *(["ended"] if n in self._told else [])]
+            here = "*" if n == self._active else " "
+            lines.append(f"{here} {guest.path} ({', '.join(marks)}): {guest.steps:,} steps")
+        report("\n" + "\n".join(lines))
 
     def work(self) -> Ending | None:
         try:
@@ -188,9 +196,9 @@ def _shown(text: str) -> str:
 def up(site: Path, clock: Source, stats: bool, wall_timeout: float | None) -> None:
     """Run the guests that the file SITE describes, each on its share of one machine.
 
-    On a terminal, Ctrl-a n shows the next guest's console, Ctrl-a x ends all, Ctrl-a h helps. Elsewhere every line of
-    output begins with its guest's name, and input is the first guest's. Ends with the status of the first guest that
-    did not end with 0.
+    On a terminal, Ctrl-a n shows the next guest's console, Ctrl-a l lists all, Ctrl-a x ends all, Ctrl-a h helps.
+    Elsewhere every line of output begins with its guest's name, and input is the first guest's. Ends with the status of
+    the first guest that did not end with 0.
     """
     found = sites.read(site)
     raw = is_terminal()

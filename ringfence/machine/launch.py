@@ -1,7 +1,8 @@
 """A hart's modes below M, as a machine lends them to its monitor, which launches it (Popek and Goldberg 1974).
 
 It runs there as any program does, under the page tables that the monitor gives it in `satp`. What can be made to trap
-in supervisor mode does. Each exception comes to the monitor, with the hart as it was before the instruction.
+in supervisor mode does. Each exception comes to the monitor, with the hart as it was before the instruction; but those
+that the hart's medeleg gives to S are taken there, where the monitor has made the lent hart's state of S the guest's.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ringfence.isa import pmp
+from ringfence.isa.csr import STATUS_S, STATUS_WRITABLE
 from ringfence.isa.trap import Status, U
 from ringfence.machine.hart import SIZE, Hart
 
+DIRECT_STATUS = STATUS_S & STATUS_WRITABLE
+"""Of mstatus: what a guest's S-mode has of its own where the lent hart holds that."""
 SPACE = -1
 """In place of an exception: the virtual hart's mode has changed, and its page tables are to be told."""
 

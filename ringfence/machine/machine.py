@@ -103,9 +103,9 @@ class Engine(Protocol):
         """What runs the harts of a virtual machine whose memory is `ram`, as this runs those of its own machine."""
         ...
 
-    def lend(self, virtual: Hart | None = None) -> Hart:
+    def lend(self, virtual: Hart | None = None, direct: bool = False) -> Hart:
         """A hart's modes below M, for a monitor to launch (`machine.launch`). Privileged instructions may be applied to
-        `virtual` at once, where nobody else has to know of them.
+        `virtual` at once, where nobody else has to know of them. `direct`: the lent hart may have the state of S.
         """
         ...
 

@@ -26,9 +26,10 @@ from ringfence.monitor.vdevice.extent import Allocation, Extent
 from ringfence.monitor.vdevice.minidisk import Minidisk, Mode, attach, release
 from ringfence.monitor.vm import Destroyed, VirtualMachine
 
-Technique = Literal["virtualizer", "trap", "trap-s", "vm-bit"]
+Technique = Literal["virtualizer", "trap", "trap-s", "vm-bit", "para"]
 """The hart's own privileged state; trap and emulate in user mode; in user and supervisor mode, which is not exact and
-there to be studied; the same with a VM bit in the hart (technique.rings).
+there to be studied; the same with a VM bit in the hart (technique.rings); by calls of a guest that knows its monitor
+(technique.para).
 """
 _RINGS = {"trap": (RINGS["U"], False), "trap-s": (RINGS["S"], False), "vm-bit": (RINGS["S"], True)}
 """The rings, and whether the harts have a VM bit."""
@@ -190,6 +191,8 @@ class Monitor:
             raise MachineError(
                 f"there is no technique {technique!r}: a monitor's is {' or '.join(get_args(Technique))}"
             )
+        if technique == "para" and self.machine.inputs.tlb == "software":
+            raise MachineError("the technique para has shadow page tables, and here software fills the TLB")
         claim = Claim(share, cap, reservation)
         self._admit(claim)
         try:
@@ -282,6 +285,10 @@ class Monitor:
         host = self.machine
         if technique == "virtualizer":
             return lambda vm: host.engine.virtualize(vm, ram)
+        if technique == "para":
+            from ringfence.monitor.technique.para import Paravirtual
+
+            return lambda vm: Paravirtual(vm, ram, host, self._shadows(ram), kept)
         rings, vm_bit = _RINGS[technique]
         if host.inputs.tlb == "software":
             from ringfence.monitor.technique.refill import SecondLevel, TrapAndRefill
@@ -289,10 +296,11 @@ class Monitor:
             return lambda vm: TrapAndRefill(vm, ram, host, SecondLevel(second_level), rings, vm_bit)
         from ringfence.monitor.technique.trap import TrapAndEmulate
 
-        shadows = Shadows(
-            ram, host.ram, self._frame, lambda at: self._allocator.give_back(at, FRAME), most_tables(ram.size)
-        )
-        return lambda vm: TrapAndEmulate(vm, ram, host, shadows, kept, rings, vm_bit)
+        return lambda vm: TrapAndEmulate(vm, ram, host, self._shadows(ram), kept, rings, vm_bit)
+
+    def _shadows(self, ram: GuestRam) -> Shadows:
+        host, allocator = self.machine.ram, self._allocator
+        return Shadows(ram, host, self._frame, lambda at: allocator.give_back(at, FRAME), most_tables(ram.size))
 
     def _fault(self, vm: VirtualMachine, at: int, right: int) -> None:
         """A VM-fault: f has no answer, so it gets one. Raises OutOfMemory."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from ringfence.machine.board import Virt
 from ringfence.machine.machine import Computer
+from ringfence.monitor.technique.para import Paravirtual
 from ringfence.monitor.technique.trap import Deprivileged
 from ringfence.monitor.vm import VirtualMachine
 
@@ -46,6 +47,8 @@ def stats(vm: VirtualMachine) -> Stats:
             "rows applied natively": engine.applied_natively,
             "by the reference": engine.interpreted - engine.table_writes,
         }
+        if isinstance(engine, Paravirtual):
+            privileged["calls"] = engine.calls
         paging |= {"translations": engine.filled, "writes to page tables": engine.table_writes}
     return {
         "integrity of the virtual processor": {"slices": account.slices, "machine switches": account.switches},
@@ -69,7 +72,8 @@ def lines(machine: Virt) -> list[str]:
     """All of it as text, for a machine and those that it is on."""
     told = []
     for vm in path(machine):
-        told.append(f"{vm.path} ({vm.technique}): {vm.steps:,} steps, {direct(vm):.4%} of them with no monitor entered")
+        kind = f"{vm.technique}, impure" if vm.impure else vm.technique
+        told.append(f"{vm.path} ({kind}): {vm.steps:,} steps, {direct(vm):.4%} of them with no monitor entered")
         for source, rows in stats(vm).items():
             counts = ", ".join(f"{what} {count:,}" for what, count in rows.items() if count) or "none"
             told.append(f"  {source:<36}{counts}")

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 from ringfence.errors import MachineError, RingfenceError
 from ringfence.machine.board import Virt
 from ringfence.machine.exit import Budget, Exit, PowerOff
+from ringfence.machine.hart import Hart
 from ringfence.machine.map import GuestRam
 from ringfence.machine.memory import FRAME
 from ringfence.monitor import spin
 from ringfence.monitor.scheduler import Account
+from ringfence.monitor.technique.para import EXTENSION, Paravirtual
 
 if TYPE_CHECKING:
     from ringfence.monitor.monitor import Monitor
+
+
+BASE, PROBE = 0x10, 3
+"""The SBI's call that asks whether there is an extension."""
 
 
 class VirtualMachine(Virt):
@@ -126,6 +132,26 @@ class VirtualMachine(Virt):
             if waits.wake is None or waits.wake > self.clock.now():
                 return waits
         return ended
+
+    @property
+    def impure(self) -> bool:
+        """Its operating system has called its monitor, so it is not what it would be on a bare machine."""
+        return isinstance(self.engine, Paravirtual) and bool(self.engine.shared)
+
+    def environment_call(self, hart: Hart) -> None:
+        """The monitor's own calls are not the firmware's."""
+        x = hart.x
+        asked = (x[17], x[16], x[10]) == (BASE, PROBE, EXTENSION)
+        if not isinstance(self.engine, Paravirtual) or not (asked or x[17] == EXTENSION):
+            super().environment_call(hart)
+            return
+        error, value = (0, 1) if asked else self.engine.call(hart, x[16], tuple(x[10:12]))
+        x[10], x[11] = error & (1 << 64) - 1, value
+
+    def hardware_reset(self) -> None:
+        super().hardware_reset()
+        if isinstance(self.engine, Paravirtual):
+            self.engine.reset()
 
     def interrupt(self) -> None:
         """Make `execute` return soon; from any thread."""

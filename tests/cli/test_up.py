@@ -136,8 +136,8 @@ def test_up_shows_why_a_guest_died_that_was_not_shown(site: Path) -> None:
 
 
 def test_up_shows_one_console_at_a_time(site: Path) -> None:
-    """Ctrl-a n goes on to the next guest, and shows what it has printed; Ctrl-a x ends all."""
-    site.write_text(CORRAL.format("one") + CORRAL.format("two"))
+    """Ctrl-a n goes on to the next guest, and shows what it has printed; Ctrl-a l lists them; Ctrl-a x ends all."""
+    site.write_text(CORRAL.format("one") + CORRAL.format("two") + 'technique = "para"\n')
     person = Person("up", str(site), run=False)
     person.until(b"[one]")
     person.until(b"corral> ")
@@ -147,6 +147,9 @@ def test_up_shows_one_console_at_a_time(site: Path) -> None:
     person.until(b"[two]")
     person.until(b"corral> ")
     assert b"first" not in person.seen
+    person.type(b"\x01l")
+    person.until(b"  one (virtualizer): ")
+    person.until(b"* two (para, impure): ")
     person.type(b"poweroff 5\r")
     person.until(b"two has ended with status 5")
     person.until(b"[one]")

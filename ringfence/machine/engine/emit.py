@@ -351,9 +351,16 @@ class Handler(Emit):
 
     def leave(self, action: int) -> NoReturn:
         if (interpreter := self.interpreter) is not None:
-            self.when(self.field("virtual") != 0, lambda: self.tail(f"@{interpreter}"))
+            others = self.field("virtual") != 0
+            if action == Action.TRAP:
+                others = others & (self.delegated() ^ 1)
+            self.when(others, lambda: self.tail(f"@{interpreter}"))
         self.set_field("action", Int(action))
         self.tail("@leave")
+
+    def delegated(self) -> Word:
+        """Whether the exception `cause` goes to S by the hart's own medeleg."""
+        return (self.priv <= S) & ((self.medeleg >> self.field("cause") & 1) == 1)
 
     # Operands, from the record
 

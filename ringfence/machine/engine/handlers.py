@@ -178,6 +178,7 @@ def interpreter(g: Geometry, v: Variant) -> str:
     """The text of a privileged row for virtual harts."""
     h = Interpreter(g, v.length)
     with suppress(Ended):
+        h.take_over()
         h.write(v.row, _meaning(h, v))
         h.finish()
     return h.text(f"internal preserve_nonecc i64 @{virtual(v)}{SIGNATURE} nounwind")

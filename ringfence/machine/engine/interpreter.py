@@ -12,6 +12,7 @@ from ringfence.isa.trap import Cause, M, S, Status
 from ringfence.machine.engine.emit import OFFSETS, SIGNATURE, Ended, Handler
 from ringfence.machine.engine.layout import SPACE_STATUS, SPACES, Action, Geometry
 from ringfence.machine.hart import FIELDS
+from ringfence.machine.launch import DIRECT_STATUS
 from ringfence.word import Int, Word, select, zext
 
 OWN = ("x", "f", "pc", "fflags", "frm", "reservation")
@@ -26,6 +27,19 @@ class Interpreter(Handler):
     def begin(self, length: int, near: str = "far", twin: str | None = None) -> None:
         super().begin(length, near, twin)
         self.moved = False
+
+    def take_over(self) -> None:
+        """Where the lent hart has the guest's state of S, the virtual hart follows."""
+
+        def follow() -> None:
+            own = e_peek("mstatus")
+            self.poke(self.pointer(self.holder("priv"), OFFSETS["priv"]), e_peek("priv"))
+            self.set_field("mstatus", self.mstatus & ~DIRECT_STATUS | own & DIRECT_STATUS)
+
+        def e_peek(name: str) -> Word:
+            return self.peek(self.pointer("%state", OFFSETS[name]))
+
+        self.when(e_peek("medeleg") != 0, follow)
 
     def holder(self, name: str) -> str:
         return self.address(self.lent("virtual")) if name in FIELDS and name not in OWN else "%state"

@@ -242,7 +242,7 @@ def _leave_at(g: Geometry) -> str:
         raise Ended
 
     def take() -> None:
-        h.when(h.field("lent") != 0, lent)
+        h.when((h.field("lent") != 0) & (h.delegated() ^ 1), lent)
         trap.enter(h, h.field("cause"), h.field("tval"), h.field("pc"), False)
         h.finish()
 

@@ -13,6 +13,7 @@ from ringfence.isa.csr import csr_write
 from ringfence.isa.paging import ACCESS_FAULT, MISALIGNED, Access
 from ringfence.isa.spec import Insn, decode
 from ringfence.isa.trap import Cause, M, S, Status
+from ringfence.machine.device.aclint import TICK_NS
 from ringfence.machine.device.device import AccessFault
 from ringfence.machine.engine import plain
 from ringfence.machine.hart import FIELDS, Hart
@@ -95,7 +96,7 @@ class _Walk(NamedTuple):
 class Known:
     """The effects over one machine's harts. A field of the hart's state is an attribute; `_` is the reading's own."""
 
-    __slots__ = ("_bits", "_check", "_computer", "_hart", "_next", "_pc", "_pmp", "_trail", "_walks", "_words")
+    __slots__ = ("_bits", "_check", "_computer", "_hart", "_next", "_pc", "_pmp", "_time", "_trail", "_walks", "_words")
     _hart: Hart
     _words: memoryview
 
@@ -105,6 +106,8 @@ class Known:
         self._walks: dict[tuple[int, ...], _Walk] = {}
         self._trail: list[tuple[int, bytes]] | None = None
         self._check = False
+        self._time: tuple[Clock, int] | None = None
+        """Of a hart that is lent: whose time it tells, and what that differs by, in ticks."""
 
     def forget(self) -> None:
         """Protection, or what a walk depends on beside its key, has changed."""
@@ -160,6 +163,19 @@ class Known:
             return caught
         if (pc ^ self._next) >> 12:
             self._check = True
+        return None
+
+    def attempt_lent(self, hart: Hart, clock: Clock, offset: int) -> Trap | None:
+        """The same of a hart that is lent, as in `Engine.launch`; what its medeleg gives to S is taken."""
+        self._time = clock, offset
+        try:
+            caught = self.attempt(hart)
+        finally:
+            self._time = None
+        if caught is None or hart.priv > S or not hart.medeleg >> caught.cause & 1:
+            return caught
+        self._enter(caught.cause, caught.tval, False)
+        self._check = True
         return None
 
     def walk(self, hart: Hart, va: int, access: Access) -> tuple[int, list[int], bool]:
@@ -479,6 +495,9 @@ class Known:
         self._computer.protection(self._hart)
 
     def time(self) -> Word:
+        if self._time is not None:
+            clock, offset = self._time
+            return Int(clock.now() // TICK_NS + offset)
         return Int(self._computer.mtime())
 
     def steps(self) -> Word:
@@ -624,7 +643,7 @@ class ReferenceEngine:
             if hart.pc in breakpoints:
                 return computer.reference.checked
 
-    def lend(self, virtual: Hart | None = None) -> Hart:
+    def lend(self, virtual: Hart | None = None, direct: bool = False) -> Hart:
         self._lent += 1
         return user_hart(len(self._computer.harts) + self._lent - 1, self._computer.harts[0])
 
@@ -637,7 +656,7 @@ class ReferenceEngine:
     def launch(self, hart: Hart, clock: Clock, offset: int, deadline: int) -> Trapped | None:
         reference = self._computer.reference
         while True:
-            if caught := reference.attempt(hart):
+            if caught := reference.attempt_lent(hart, clock, offset):
                 return Trapped(caught.cause, caught.tval)
             clock.steps += 1
             if (reference.checked and clock.steps >= deadline) or self._kicked:

@@ -123,7 +123,7 @@ class Threaded:
     def virtualize(self, computer: Computer, ram: Ram) -> Threaded:
         return Threaded(computer, native=self.native)
 
-    def lend(self, virtual: Hart | None = None) -> Hart:
+    def lend(self, virtual: Hart | None = None, direct: bool = False) -> Hart:
         if self._returned:
             hart = user_hart(self._returned.pop(), self._harts[0])
             self._begin(hart)
@@ -174,7 +174,7 @@ class Threaded:
             if action == Action.SPACE:
                 return Trapped(SPACE, 0)
             if action == Action.EMULATE:
-                if caught := reference.attempt(hart):
+                if caught := reference.attempt_lent(hart, clock, offset):
                     return Trapped(caught.cause, caught.tval)
                 clock.steps += 1
                 words[_STEPS] += 1

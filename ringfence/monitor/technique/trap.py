@@ -59,6 +59,9 @@ class Deprivileged:
     come to their translations is a subclass's.
     """
 
+    direct = False
+    """Lent harts may have the guest's state of S themselves."""
+
     def __init__(
         self, computer: Computer, ram: GuestRam, host: Computer, rings: Rings = RINGS["U"], vm_bit: bool = False
     ) -> None:
@@ -67,6 +70,8 @@ class Deprivileged:
         self.rings, self.vm_bit = rings, vm_bit
         self._status = 0 if rings[S] == rings[U] else _ACCESS
         """What of the virtual hart's mstatus the lent one has too."""
+        self._alone: set[int] = set()
+        """Harts that are lent on, whose state nobody changes but who has them."""
         self._real: list[Hart] = []
         try:
             for hart in computer.harts:
@@ -154,15 +159,19 @@ class Deprivileged:
         """The harts of a machine on this one run as this one's do: deprivileged, under f ∘ f ∘ φ."""
         raise NotImplementedError
 
-    def lend(self, virtual: Hart | None = None) -> Hart:
+    def lend(self, virtual: Hart | None = None, direct: bool = False) -> Hart:
         hart = user_hart(self._returned.pop() if self._returned else len(self._real), self._computer.harts[0])
-        self._lend(virtual, hart.number)
+        if direct:
+            self._alone.add(hart.number)
+        else:
+            self._alone.discard(hart.number)
+        self._lend(None if direct else virtual, hart.number)
         self.protection(hart)
         return hart
 
     def _lend(self, virtual: Hart | None, number: int) -> None:
         """A hart of the host machine for one of the machine."""
-        real = self._host.engine.lend(virtual)
+        real = self._host.engine.lend(virtual, self.direct)
         real.vm = int(self.vm_bit)
         self._real[number : number + 1] = [real]
 
@@ -173,7 +182,7 @@ class Deprivileged:
                 return trapped
             if self._reflected is not None:
                 return self._reflected
-            if caught := reference.attempt(hart):
+            if caught := reference.attempt_lent(hart, clock, offset):
                 return Trapped(caught.cause, caught.tval)
             clock.steps += 1
             if reference.checked and clock.steps >= deadline:
@@ -241,16 +250,21 @@ class Deprivileged:
         lent[_FLOAT] = words[_FLOAT]
         lent[_MSTATUS] = lent[_MSTATUS] & ~_FS | (_FS if status & _FS == _FS else 0)
         lent[_VMPSL] = words[_VMPSL] if words[_VM] else status
+        self._hand_over(hart, real)
         lent[_RESERVATION] = reserved = self._real_granule(words[_RESERVATION])
         self._enter(hart)
         launch = self._host.engine.launch
         try:
             while True:
-                trapped = launch(real, clock, offset, deadline)
+                try:
+                    trapped = launch(real, clock, offset, deadline)
+                finally:
+                    self._take_over(hart, real)
                 if lent[_RESERVATION] != reserved:
                     words[_RESERVATION] = self._virtual_granule(lent[_RESERVATION])
                     reserved = lent[_RESERVATION]
-                if not own:  # what the virtual hart's monitor told of its modes has come about without us
+                if not own and hart.number not in self._alone:
+                    # What the virtual hart's monitor told of its modes has come about without us.
                     words[_SATP], words[_PRIV], status = self._modes.get(_mode(lent), _mode(words))
                     words[_MSTATUS] = words[_MSTATUS] & ~(_FS | _ACCESS) | lent[_MSTATUS] & _FS | status
                     words[_VMPSL] = lent[_VMPSL]
@@ -272,6 +286,12 @@ class Deprivileged:
             if lent[_RESERVATION] != reserved:
                 words[_RESERVATION] = self._virtual_granule(lent[_RESERVATION])
         return trapped
+
+    def _hand_over(self, hart: Hart, real: Hart) -> None:
+        """More of the virtual hart's state is the lent one's, until `_take_over`."""
+
+    def _take_over(self, hart: Hart, real: Hart) -> None:
+        """The virtual hart has again what the lent one had of its state."""
 
     def _lies(self, at: int) -> tuple[int, int, int] | None:
         """(offset in the host's memory, rights, size of the page) by f ∘ f ∘ … of an offset in the guest's."""

@@ -24,6 +24,7 @@ enum {
     SBI_HSM = 0x48534d,
     SBI_SRST = 0x53525354,
     SBI_DBCN = 0x4442434e,
+    SBI_PARA = 0x08524650,
 };
 struct sbi_result {
     i64 error;  // 0, or a negative code
@@ -32,6 +33,17 @@ struct sbi_result {
 struct sbi_result sbi_call(u64 extension, u64 function, u64 arg0, u64 arg1, u64 arg2);
 bool sbi_has(u64 extension);
 void sbi_putc(char c);
+
+// para.c
+struct para_shared {
+    volatile u64 enabled, pending, alarm;
+    u64 fresh, fresh_end;
+};
+extern struct para_shared *para;  // NULL: there is no monitor that offers calls
+void para_init(void);
+void para_idle(void);
+void para_clear_software(void);
+bool para_fresh(u64 pa);
 
 // fdt.c
 enum { FDT_DEPTH = 12 };
@@ -143,6 +155,8 @@ void vm_init(void);
 pte *vm_entry(pte *root, int levels, u64 va, int level, bool make);
 bool vm_map(pte *root, int levels, u64 va, u64 pa, u64 size, u64 flags);
 void vm_use(pte *root);
+void pte_write(pte *entry, pte value);  // para.c: there at pte_flush
+void pte_flush(void);
 static inline u64 pte_pa(pte entry) { return (entry >> 10 & SATP_PPN) << 12; }
 static inline pte pte_make(u64 pa, u64 flags) { return pa >> 12 << 10 | flags; }
 
@@ -186,6 +200,7 @@ struct frame {  // trapentry.S knows the order
     u64 sstatus, spare;
 };
 void trap_init(void);
+bool interrupt(u64 number);
 void trap(struct frame *frame, u64 cause, u64 value);
 const char *cause_name(u64 cause);
 extern u8 trap_entry[], trap_return[];

@@ -46,6 +46,7 @@ void frames_init(void)
 void *frame_alloc(void)
 {
     void *frame = list;
+    bool zero = false;
 
     if (frame) {
         list = list->next;
@@ -54,10 +55,11 @@ void *frame_alloc(void)
         if (fresh >= end)
             return NULL;
         frame = (void *)fresh;
+        zero = para_fresh(fresh);
         fresh += PAGE;
     }
     frames_free--;
-    return memset(frame, 0, PAGE);
+    return zero ? frame : memset(frame, 0, PAGE);
 }
 
 void frame_free(void *frame)

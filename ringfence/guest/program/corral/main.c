@@ -46,6 +46,7 @@ void kernel_main(u64 hart, const void *tree)
     machine_read(hart);
     if (!machine.ram_size)
         panic("the device tree tells of no memory");
+    para_init();
     frames_init();
     vm_init();
     trap_init();

@@ -73,6 +73,13 @@ static void idle(void)
         if (processes[i].state == ASLEEP && processes[i].wake < first)
             first = processes[i].wake;
     timer_set(first);
+    if (para) {
+        para_idle();
+        for (u64 number = 0, pending = para->pending; pending >> number; number++)
+            if (pending >> number & 1)
+                interrupt(number);
+        return;
+    }
     wfi();  // an interrupt ends it even while they are off
     csr_set(sstatus, SSTATUS_SIE);
     csr_clear(sstatus, SSTATUS_SIE);

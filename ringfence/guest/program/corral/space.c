@@ -49,24 +49,30 @@ static bool user_page(u64 va)
     return va >= USER_BASE && va < USER_TOP;
 }
 
+// Adds a frame where there is none. The entry is there behind pte_flush.
+static bool add_frame(struct space *space, pte *entry, void *frame, u64 flags)
+{
+    if (!frame)
+        return false;
+    pte_write(entry, pte_make((u64)frame, flags | PTE_V | PTE_U | PTE_A | PTE_D));
+    space->frames++;
+    return true;
+}
+
 // Adds a cleared page, or rights to a page that is there (two segments can share one).
 bool space_add(struct space *space, u64 va, u64 flags)
 {
     pte *entry = user_page(va) ? vm_entry(space->root, 3, va, 0, true) : NULL;
-    void *frame;
+    bool added = true;
 
     if (!entry)
         return false;
-    if (*entry & PTE_V) {
-        *entry |= flags;
-        return true;
-    }
-    frame = frame_alloc();
-    if (!frame)
-        return false;
-    *entry = pte_make((u64)frame, flags | PTE_V | PTE_U | PTE_A | PTE_D);
-    space->frames++;
-    return true;
+    if (*entry & PTE_V)
+        pte_write(entry, *entry | flags);
+    else
+        added = add_frame(space, entry, frame_alloc(), flags);
+    pte_flush();
+    return added;
 }
 
 // A page fault at `va`: fills the page if it belongs to the heap or the stack.
@@ -79,7 +85,8 @@ bool space_demand(struct space *space, u64 va)
         return false;
     if (!space_add(space, va, PTE_R | PTE_W))
         return false;
-    sfence_vma_page(va);
+    if (!para)
+        sfence_vma_page(va);
     return true;
 }
 
@@ -92,12 +99,14 @@ bool space_shrink(struct space *space, u64 brk)
 
         if (entry && *entry & PTE_V) {
             frame_free((void *)pte_pa(*entry));
-            *entry = 0;
+            pte_write(entry, 0);
             space->frames--;
         }
     }
+    pte_flush();
     space->brk = brk;
-    sfence_vma();
+    if (!para)
+        sfence_vma();
     return true;
 }
 
@@ -116,16 +125,22 @@ bool space_fork(struct space *space, const struct space *parent)
         last = (pte *)pte_pa(middle[i]);
         for (u64 j = 0; j < 512; j++) {
             u64 va = USER_BASE + (i << 21) + (j << 12);
+            pte *entry;
+            void *frame;
 
             if (!(last[j] & PTE_V))
                 continue;
-            if (!space_add(space, va, last[j] & PTE_LEAF)) {
+            entry = vm_entry(space->root, 3, va, 0, true);
+            frame = entry ? frame_alloc() : NULL;
+            if (!add_frame(space, entry, frame, last[j] & PTE_LEAF)) {
+                pte_flush();
                 space_destroy(space);
                 return false;
             }
-            memcpy((void *)pte_pa(*vm_entry(space->root, 3, va, 0, false)), (void *)pte_pa(last[j]), PAGE);
+            memcpy(frame, (void *)pte_pa(last[j]), PAGE);
         }
     }
+    pte_flush();
     return true;
 }
 

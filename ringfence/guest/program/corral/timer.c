@@ -10,7 +10,9 @@ u64 timer_now(void)
 // The interrupt is pending from `when` on; setting a later time takes it back.
 void timer_set(u64 when)
 {
-    if (machine.isa & ISA_SSTC)
+    if (para)
+        para->alarm = when;
+    else if (machine.isa & ISA_SSTC)
         csr_write(CSR_STIMECMP, when);
     else
         sbi_call(SBI_TIME, 0, when, 0, 0);

@@ -25,14 +25,17 @@ void trap_init(void)
 }
 
 // True when the running process's quantum is over.
-static bool interrupt(u64 number)
+bool interrupt(u64 number)
 {
     switch (number) {
     case IRQ_TIMER:
         timer_set(FOREVER);
         return true;
     case IRQ_SOFTWARE:
-        csr_clear(sip, SIE_SSIE);
+        if (para)
+            para_clear_software();
+        else
+            csr_clear(sip, SIE_SSIE);
         return false;
     case IRQ_EXTERNAL:
         for (u32 irq; (irq = plic_claim()) != 0; plic_complete(irq))

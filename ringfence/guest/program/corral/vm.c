@@ -50,9 +50,10 @@ bool vm_map(pte *root, int levels, u64 va, u64 pa, u64 size, u64 flags)
             return false;
         // A larger page can only begin where this table ends.
         do {
-            *entry++ = pte_make(pa + done, flags | PTE_A | PTE_D | PTE_V);
+            pte_write(entry++, pte_make(pa + done, flags | PTE_A | PTE_D | PTE_V));
             done += step;
         } while (size - done >= step && index(va + done, level));
+        pte_flush();
     }
     return true;
 }
@@ -67,7 +68,8 @@ static void identity(u64 from, u64 to, u64 flags)
 void vm_use(pte *root)
 {
     csr_write(satp, SATP_SV39 | (u64)root >> 12);
-    sfence_vma();
+    if (!para)
+        sfence_vma();
 }
 
 void vm_init(void)
