@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from benchmarks.events import faults, switches
 from benchmarks.paging import paging
 from benchmarks.rest import rest
-from benchmarks.speed import debian, programs
+from benchmarks.speed import debian, programs, rings
 from benchmarks.table import Row, show
 
 Group = dict[str, list[Row]]
@@ -22,6 +22,7 @@ def _speed(runs: int) -> Group:
 
 GROUPS: dict[str, Callable[[int], Group]] = {
     "speed": _speed,
+    "rings": lambda runs: {"Corral's kernel in other modes, the bare machine = 1": rings(runs)},
     "switch": lambda runs: {"machine switch": switches(runs)},
     "rest": lambda _: {"a guest at rest, of a core": rest()},
     "paging": lambda _: {"a guest that pages on a machine that is paged": paging()},

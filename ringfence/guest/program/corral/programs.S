@@ -22,6 +22,7 @@ programs:
         program hello, "says hello, and who it is"
         program primes, "counts the primes below its argument, or 20000"
         program count, "counts slowly to its argument, or 10: run two at once"
+        program calls, "asks who it is, as often as its argument says, or 100000 times"
         program pingpong, "two processes and two pipes"
         program mandel, "the Mandelbrot set, in floating point"
         program tick, "sleeps a tenth of a second, as often as its argument says, or 5 times"
