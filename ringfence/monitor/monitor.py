@@ -26,6 +26,8 @@ from ringfence.monitor.vdevice.minidisk import Minidisk, Mode, attach, release
 from ringfence.monitor.vm import Destroyed, VirtualMachine
 
 Technique = Literal["virtualizer", "trap"]
+FAULT = 10
+"""What the answer to a VM-fault costs the host, in instructions that are left to the reference."""
 BATCH = 64
 """Frames that are taken at a time when memory is short."""
 
@@ -290,6 +292,7 @@ class Monitor:
         """A VM-fault: f has no answer, so it gets one. Raises OutOfMemory."""
         self.faults += 1
         vm.account.faults += 1
+        vm.clock.surcharge += FAULT * vm.engine.slow
         try:
             found = vm.ram.f.look(at)
             if found is not None and found[2] == FRAME and found[0] in self._sharers:

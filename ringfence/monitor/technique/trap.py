@@ -57,6 +57,9 @@ class Deprivileged:
 
     def __init__(self, computer: Computer, ram: GuestRam, host: Computer) -> None:
         self._computer, self._ram, self._host = computer, ram, host
+        self.slow = host.engine.slow
+        self._trap = 2 * self.slow
+        """What a trap to here costs (`Engine.slow`)."""
         self._real: list[Hart] = []
         try:
             for hart in computer.harts:
@@ -237,6 +240,7 @@ class Deprivileged:
                     words[_MSTATUS] = words[_MSTATUS] & ~_FS | lent[_MSTATUS] & _FS
                 if trapped is None:
                     break
+                clock.surcharge += self._trap
                 if trapped.cause == SPACE:
                     if not own or _mixed(hart):
                         break
