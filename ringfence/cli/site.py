@@ -129,7 +129,7 @@ def build(
     """
     memory = size(site.memory) if site.memory is not None else _needed(site.guests)
     disks = open_disks([_path(directory, disk) for disk in site.disks], stack)
-    machine = virt(memory, site.harts, disks=disks, isa=site.isa or _isa(site.guests))
+    machine = virt(memory, site.harts, clock=clock, disks=disks, isa=site.isa or _isa(site.guests))
     paging = None if site.paging is None else size(site.paging)
     monitor = Monitor(machine, paging=paging)
     guests = list(_create(monitor, site.guests, consoles, clock, DEEPEST))

@@ -25,6 +25,10 @@ class Clock:
     def __init__(self, source: Source = "virtual", step_ns: int = 1) -> None:
         self.source, self.step_ns = source, step_ns
         self.steps = 0
+        self.surcharge = 0
+        """What slow steps have cost the host beyond a step each, in steps (`Engine.slow`): no time of the guest's."""
+        self.end = NEVER
+        """Where steps and surcharge come to so much, whoever runs harts comes back at the next check point."""
         self.idle_ns = 0
         self._queue: list[tuple[int, int, Device, str, int]] = []
         self._live: dict[tuple[int, str, int], tuple[int, int]] = {}
@@ -33,6 +37,15 @@ class Clock:
         self._stopped_at: int | None = self._host_start
         self._beneath: Clock | None = None
         self.alarm: Alarm | None = None
+
+    def allow(self, most: int) -> None:
+        """Harts are to run until steps and surcharge come to so much more."""
+        self.end = self.steps + self.surcharge + most
+
+    @property
+    def left(self) -> int:
+        """Of what was allowed."""
+        return self.end - self.steps - self.surcharge
 
     def now(self) -> int:
         if self.source == "virtual":
@@ -138,12 +151,16 @@ class Alarm:
     def set(self, clock: Clock, time_ns: int) -> bool:
         """Ring at this guest time. False: it is past."""
         at = NEVER if time_ns == NEVER else clock.host_start + time_ns
+        self.set_host(at)
+        return at > time.monotonic_ns()
+
+    def set_host(self, at: int) -> None:
+        """Ring at this time of the host's monotonic clock, in ns."""
         if at != self._at:
             with self._changed:
                 sooner, self._at = at < self._at, at
                 if sooner:
                     self._changed.notify()
-        return at > time.monotonic_ns()
 
     def hasten(self, clock: Clock, time_ns: int) -> None:
         """Ring at this guest time at the latest."""

@@ -69,11 +69,14 @@ class Interruptible:
 class Engine(Protocol):
     """What runs a hart."""
 
+    slow: int
+    """What an instruction that is left to the reference costs the host beyond others, in steps."""
+
     def run(self, hart: Hart, deadline: int) -> bool:
         """Run to the first check point at or behind `deadline` steps; or to an earlier one where an interrupt may be
-        pending, the hart waits or the machine needs its computer; or to any place where it does, which is behind an
-        instruction that set `wanted`, and before one at a breakpoint. True: the hart stands at a check point that is
-        still to be seen to.
+        pending, nothing is left of what the clock allows, the hart waits or the machine needs its computer; or to any
+        place where it does, which is behind an instruction that set `wanted`, and before one at a breakpoint. True: the
+        hart stands at a check point that is still to be seen to.
         """
         ...
 
@@ -433,7 +436,7 @@ class Computer:
                 self.wanted = False
                 if ended := self._asked():
                     return ended
-            if clock.steps >= end:
+            if clock.steps >= end or clock.left <= 0:
                 return Budget(clock.steps)
             if self.current in self._standing:
                 self.at_check_point = True  # for the turn to go to another

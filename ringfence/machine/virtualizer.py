@@ -31,6 +31,8 @@ MACHINES = 15
 """The highest number of a virtual machine of one machine."""
 MOST = 64
 """Of all that stand on one bare machine; and of levels on it, of monitors in Python too: each calls the next."""
+BEGUN, RESUMED = 50, 2
+"""What a launch costs the host for each hart and one more, in instructions that are left to the reference."""
 FOREVER = (1 << 64) - 1
 IN_MACHINE = 3
 """In a hart's `waiting`: the machine that it runs has nothing to do."""
@@ -94,6 +96,7 @@ class Virtualizer:
         if wrong is not None:
             self._tell(block, Cause.INVALID, wrong)
             return
+        self._host.clock.surcharge += self._host.engine.slow * (BEGUN if flags & START else RESUMED) * (harts + 1)
         state = ram.read(block + STATE_AT, harts * SIZE)
         if flags & START:
             self.end(number)
@@ -243,6 +246,8 @@ class Virtualizer:
         steps = max(min(deadline - clock.steps, machine.budget_end - machine.steps), 1)
         real = clock.source == "host"
         idle = 0 if real else None if machine.idle_end == NEVER else machine.idle_end - machine.clock.idle_ns
+        surcharge = machine.clock.surcharge
+        machine.clock.allow(clock.left)
         try:
             if end is None:
                 ended = machine.slice(steps + CHECK_SPAN, idle)
@@ -255,6 +260,7 @@ class Virtualizer:
             return True
         finally:
             machine.called = False
+            clock.surcharge += machine.clock.surcharge - surcharge
         if machine.reset_wanted:
             self.leave(hart, Cause.RESET)
         elif isinstance(ended, PowerOff):

@@ -33,6 +33,8 @@ there to be studied; the same with a VM bit in the hart (technique.rings); by ca
 """
 _RINGS = {"trap": (RINGS["U"], False), "trap-s": (RINGS["S"], False), "vm-bit": (RINGS["S"], True)}
 """The rings, and whether the harts have a VM bit."""
+FAULT = 10
+"""What the answer to a VM-fault costs the host, in instructions that are left to the reference."""
 BATCH = 64
 """Frames that are taken at a time when memory is short."""
 
@@ -306,6 +308,7 @@ class Monitor:
         """A VM-fault: f has no answer, so it gets one. Raises OutOfMemory."""
         self.faults += 1
         vm.account.faults += 1
+        vm.clock.surcharge += FAULT * vm.engine.slow
         try:
             found = vm.ram.f.look(at)
             if found is not None and found[2] == FRAME and found[0] in self._sharers:

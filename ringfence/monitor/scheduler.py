@@ -1,7 +1,8 @@
 """The scheduler: which of a monitor's machines has which hart of its own machine, and for how long.
 
-Its time is in ns; a step of a hart is one. The harts go on beside each other: each has come to a time of its own, and
-the one that is behind has the next slice. A machine has one hart at most, as its own harts take turns.
+Its time is in ns, and a slice takes as much of it as it cost the host (`Scheduler`). The harts go on beside each other:
+each has come to a time of its own, and the one that is behind has the next slice. A machine has one hart at most, as
+its own harts take turns.
 
 Of the machines that want to run, the one comes next that has received least for its weight, which is its share as far
 as it can use it (stride scheduling, Waldspurger and Weihl 1995; on several harts with readjusted weights, Chandra et
@@ -14,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from math import fsum
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from ringfence.errors import MachineError, OutOfMemory, RingfenceError
 from ringfence.machine.board import Virt
-from ringfence.machine.clock import NEVER
+from ringfence.machine.clock import NEVER, Alarm
 from ringfence.machine.exit import Break, Budget, Deadline, Exit, Idle, PowerOff, Stopped
 from ringfence.machine.machine import CHECK_SPAN, Interruptible
 
@@ -33,6 +34,8 @@ QUANTUM = 4_000_000
 """Steps of a slice."""
 ALONE = 8
 """Quanta of a slice while no other machine wants to run."""
+LONGEST = 10_000_000
+"""Under the host clock, the ns of real time behind which a slice of a quantum ends, however few its steps are."""
 PATIENCE = 256
 """A machine that was found to spin is looked at again after this part of a quantum, then after longer and longer."""
 
@@ -105,12 +108,14 @@ class Account:
     """What a machine has received, and where it stands with its scheduler, in whose time the times are."""
 
     claim: Claim
+    time: int = 0
+    """What its slices have cost."""
     steps: int = 0
     slices: int = 0
     switches: int = 0
     """Slices that began on a hart on which another machine was last."""
     idle_ns: int = 0
-    """Guest time that passed while it waited, `skipped` steps included."""
+    """Its time that passed without a step, `skipped` ones included."""
     skipped: int = 0
     """Steps of idle loops that nobody executed."""
     faults: int = 0
@@ -123,7 +128,7 @@ class Account:
     """Such frames that it has written, and so has a copy of."""
 
     service: float = 0.0
-    """Steps received, those of each slice divided by its weight then."""
+    """Time received, that of each slice divided by its weight then."""
     free_at: int = 0
     """When its last slice is over, and its cap lets it have another."""
     capped_until: int = 0
@@ -136,13 +141,19 @@ class Account:
     stirred: bool = False
     """There is input for it."""
     owed: int = 0
-    """Idle time that has passed for the others since it fell asleep, and that is yet to pass for it."""
+    """Time that has passed for the others since it fell asleep, or over slow steps of its own, and that is yet to pass
+    for it as idle time.
+    """
     patience: int = QUANTUM
     """The most steps before it is looked at whether it spins."""
 
 
 class Scheduler:
-    """Of the machines on `machine`, in slices of `quantum` steps."""
+    """Of the machines on `machine`, in slices of at most `quantum` steps.
+
+    By the host clock of `machine` a slice costs the processor's time that it took. By the virtual clock it costs a ns a
+    step, and more for steps that are slow for every host (`Clock.surcharge`): no run depends on how fast the host is.
+    """
 
     def __init__(self, machine: Virt, quantum: int = QUANTUM) -> None:
         if quantum < CHECK_SPAN:
@@ -150,7 +161,7 @@ class Scheduler:
         self.quantum = quantum
         self.guests: dict[str, VirtualMachine] = {}
         self.idle_ns = 0
-        """Time in which nothing ran."""
+        """Time in which no step was taken."""
         self.running: VirtualMachine | None = None
         self.cut = False
         """The slice is to end: there is something to look at."""
@@ -161,6 +172,8 @@ class Scheduler:
         self._idle_left: int | None = None
         self._leave = self._stop = False
         self._changed = threading.Condition()
+        self._alarm: Alarm | None = None
+        """Ends long slices while the machine has the host clock."""
 
     @property
     def now(self) -> int:
@@ -192,6 +205,10 @@ class Scheduler:
         with self._changed:
             self._changed.notify_all()
 
+    def _slice_is_long(self) -> None:
+        if self.running is not None:
+            self._interrupt()
+
     # Running
 
     def run(self, steps: int | None, until: int | None, idle: int | None) -> Exit:
@@ -199,18 +216,27 @@ class Scheduler:
         self._idle_left = idle
         end = NEVER if steps is None else self._machine.steps + steps
         with Interruptible(self.stop), ExitStack() as stack:
-            for guest in self._leaves():
-                if guest.clock.source == "host":
-                    stack.enter_context(guest.time_goes())
+            for going in self._going():
+                stack.enter_context(going)
             return self._run(end, NEVER if until is None else until)
 
-    def _leaves(self) -> Iterator[VirtualMachine]:
-        """The machines that no monitor is on, here and above."""
+    def _going(self) -> Iterator[AbstractContextManager[None]]:
+        """What goes on by the host's time, here and above: the machines that no monitor is on, and schedulers."""
+        if self._machine.clock.source == "host" and self._alarm is None:
+            yield self._alarmed()
         for guest in self.guests.values():
-            if guest.control is None:
-                yield guest
-            else:
-                yield from guest.control.scheduler._leaves()
+            if guest.control is not None:
+                yield from guest.control.scheduler._going()
+            elif guest.clock.source == "host":
+                yield guest.time_goes()
+
+    @contextmanager
+    def _alarmed(self) -> Iterator[None]:
+        try:
+            with Alarm(self._slice_is_long) as self._alarm:
+                yield
+        finally:
+            self._alarm = None
 
     def _run(self, end: int, until: int) -> Exit:
         while True:
@@ -219,7 +245,7 @@ class Scheduler:
             if self._stop:
                 self._stop = False
                 return Stopped(steps)
-            if self._leave or end - steps <= CHECK_SPAN:
+            if self._leave or min(end - steps, self._machine.clock.left) <= CHECK_SPAN:
                 self._leave = False
                 return Budget(steps)
             hart = self._times.index(min(self._times))
@@ -232,7 +258,9 @@ class Scheduler:
                 ended = self._pass_time(hart, awake, until)
             else:
                 length = min(self._length(chosen[0], awake, now), until - now)
-                ended = self._slice(hart, *chosen, min(length + CHECK_SPAN, end - steps))
+                if self._alarm is not None and len(self.guests) > 1:
+                    self._alarm.set_host(time.monotonic_ns() + LONGEST * max(1, length // self.quantum))
+                ended = self._slice(hart, *chosen, length + CHECK_SPAN, end - steps)
             if ended is not None:
                 return ended
 
@@ -272,32 +300,37 @@ class Scheduler:
             length = max(length, min(self._soonest(awake, now) - now, ALONE * length))
         return min(length, account.patience)
 
-    def _slice(self, hart: int, guest: VirtualMachine, weight: float, most: int) -> Exit | None:
-        """An exit is due where it is not the scheduler's business."""
+    def _slice(self, hart: int, guest: VirtualMachine, weight: float, length: int, most: int) -> Exit | None:
+        """At most so many steps are taken. An exit is due where it is not the scheduler's business."""
         account = guest.account
         account.slices += 1
         account.switches += self._last[hart] is not guest
         account.stirred = False
         self._last[hart] = guest
         self._floor = max(self._floor, account.service)
-        before, idled, skipped = self._machine.steps, guest.idled, guest.skipped
+        clock, own = self._machine.clock, guest.clock
+        before, spent, surcharge = clock.steps, self._spent(), own.surcharge
+        idled, skipped = guest.idled, guest.skipped
         self.running = guest
         ended: Exit | RingfenceError | None = None
         try:
             if not self.cut:
-                ended = guest.execute(most, idle=account.owed)
+                ended = guest.execute(min(length, most), cost=min(length, clock.left), idle=account.owed)
         except RingfenceError as error:
             if isinstance(error, OutOfMemory) and error.machine not in (None, guest):
                 raise
             ended = error
         finally:
             self.running = None
-            took, passed = self._machine.steps - before, guest.idled - idled
-            account.owed -= passed
-            account.steps += took
+            own.end = NEVER
+            surcharge, passed = own.surcharge - surcharge, guest.idled - idled
+            clock.surcharge += surcharge
+            self.idle_ns += surcharge
+            account.owed += surcharge - passed
+            account.steps += clock.steps - before
             account.idle_ns += passed
             account.skipped += guest.skipped - skipped
-            self._charge(hart, account, took, weight)
+            self._charge(hart, account, self._spent() - spent, weight)
         if isinstance(ended, PowerOff | RingfenceError):
             guest.ended = ended
             guest.on_end()
@@ -309,8 +342,14 @@ class Scheduler:
         account.patience = shortest if guest.spins else min(2 * account.patience, ALONE * self.quantum)
         return None
 
+    def _spent(self) -> int:
+        """What all slices have cost, from any time on."""
+        clock = self._machine.clock
+        return time.thread_time_ns() if clock.source == "host" else clock.steps + clock.surcharge
+
     def _charge(self, hart: int, account: Account, took: int, weight: float) -> None:
-        """A slice of so many steps is over."""
+        """A slice that cost so much is over."""
+        account.time += took
         began = self._times[hart]
         self._times[hart] = account.free_at = began + took
         account.service += took / weight

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ringfence.errors import MachineError, RingfenceError
 from ringfence.machine.board import Virt
+from ringfence.machine.clock import NEVER
 from ringfence.machine.exit import Budget, Exit, PowerOff
 from ringfence.machine.hart import Hart
 from ringfence.machine.map import GuestRam
@@ -98,17 +99,18 @@ class VirtualMachine(Virt):
 
     @property
     def idled(self) -> int:
-        """How much of it passed while the machine waited."""
+        """How much of it passed without a step."""
         if self.control is not None:
             return self.control.scheduler.idle_ns
         return self.clock.idle_ns + self.skipped * self.clock.step_ns
 
-    def execute(self, steps: int, *, idle: int = 0) -> Exit:
+    def execute(self, steps: int, *, cost: int = NEVER, idle: int = 0) -> Exit:
         """Run what is on it, a monitor's machines or a program on its harts, for at most `steps` steps: it ends at a
-        check point fewer than CHECK_SPAN before. `idle`: the most idle time (ns) that may pass. A loop that only waits
-        is idle time.
+        check point fewer than CHECK_SPAN before, or where steps and surcharge come to `cost`. `idle`: the most idle
+        time (ns) that may pass. A loop that only waits is idle time.
         """
         if self.control is not None:
+            self.clock.allow(cost)
             return self.control.run(steps, idle=idle)
         if self.spins and idle and self.clock.source == "virtual":
             before = self.steps
@@ -118,6 +120,7 @@ class VirtualMachine(Virt):
                 return ended
             steps -= self.steps - before - skipped
             idle -= skipped * self.clock.step_ns
+        self.clock.allow(cost)
         ended = self.slice(steps, idle)
         stood, self._stood = self._stood, spin.stand(self)
         near = isinstance(ended, Budget) and spin.near(stood, self._stood)

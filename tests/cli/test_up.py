@@ -6,14 +6,16 @@ import os
 import re
 import signal
 import subprocess
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from test_cli import COMMAND, DEAD, Person, no_hangup, ringfence, sentence, write_kernel
+from test_cli import COMMAND, DEAD, Person, asm, no_hangup, ringfence, sentence, write_kernel
 
 from ringfence import Console
 from ringfence.cli.site import Guest, Minidisk, Site, build, read
+from ringfence.machine.board import UART
 
 CORRAL = '[guests.{}]\nimage = "corral"\nmemory = "64M"\n'
 
@@ -120,6 +122,20 @@ def test_minidisk_of_no_size_goes_to_the_end_of_its_disk(site: Path) -> None:
     with ExitStack() as stack:
         _, (guest,) = build(read(site), site.parent, lambda path: Console(), "virtual", stack)
         assert [disk.size for disk in guest.disks] == [64 << 10, (1 << 20) - (64 << 10)]
+
+
+def test_by_the_hosts_clock_guests_get_the_processors_time(site: Path) -> None:
+    """One that polls a device for ever has half of it beside one that is busy, and not most."""
+    poll = [asm("lui", rd=5, imm=UART), asm("lbu", rd=6, rs1=5, imm=5), asm("jal", rd=0, imm=-4)]
+    write_kernel(site.with_name("polls"), *poll)
+    write_kernel(site.with_name("busy"), asm("addi", rd=5, rs1=5, imm=1), asm("jal", rd=0, imm=-4))
+    site.write_text("".join(f'[guests.{name}]\nkernel = "{name}"\nmemory = "64M"\n' for name in ("polls", "busy")))
+    with ExitStack() as stack:
+        monitor, guests = build(read(site), site.parent, lambda path: Console(), "host", stack)
+        before = time.thread_time_ns()
+        monitor.run(until=400_000_000)
+        took = time.thread_time_ns() - before
+    assert [guest.account.time for guest in guests] == pytest.approx([took / 2, took / 2], rel=0.15)
 
 
 def test_up_shows_why_a_guest_died_that_was_not_shown(site: Path) -> None:

@@ -331,7 +331,7 @@ def test_loop_that_looks_is_not_idle() -> None:
     monitor = site(quantum=CHECK_SPAN)
     guest = add(monitor, [*code, *fails(1, 3)])
     add(monitor, BUSY)
-    monitor.run(100_000)
+    monitor.run(2 * RUN)
     assert guest.ended == PowerOff(guest.steps, 3)
 
 
@@ -348,7 +348,7 @@ def test_input_that_wakes_an_idle_machine_comes_at_its_step(wait: Code) -> None:
     bare.run(guest.steps)
     for machine in (bare, guest):
         machine.feed(partial(machine.aclint.write, 0, 4, 1))
-    monitor.run(until=3_100_000)
+    monitor.run(until=6_000_000)
     assert guest.harts[0].x[TICKS] > 1_000
     assert same_as_bare(guest, bare)
 

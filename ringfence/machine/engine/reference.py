@@ -619,6 +619,8 @@ for _name, _index in _INDEX.items():
 class ReferenceEngine:
     """The engine that is nothing but the definition."""
 
+    slow = 0
+
     def __init__(self, computer: Computer) -> None:
         self._computer = computer
         self._kicked = False

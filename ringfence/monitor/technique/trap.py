@@ -72,6 +72,9 @@ class Deprivileged:
         """What of the virtual hart's mstatus the lent one has too."""
         self._alone: set[int] = set()
         """Harts that are lent on, whose state nobody changes but who has them."""
+        self.slow = host.engine.slow
+        self._trap = 2 * self.slow
+        """What a trap to here costs (`Engine.slow`)."""
         self._real: list[Hart] = []
         try:
             for hart in computer.harts:
@@ -270,6 +273,7 @@ class Deprivileged:
                     words[_VMPSL] = lent[_VMPSL]
                 if trapped is None:
                     break
+                clock.surcharge += self._trap
                 if trapped.cause == SPACE:
                     if not own or _mixed(hart):
                         break
