@@ -389,19 +389,23 @@ def test_run_ends_on_a_signal(kernel: Callable[..., str], number: int, status: i
 
 def test_cli_ends_on_ctrl_c_at_any_moment() -> None:
     """Whenever the signal comes, from the first import on: no traceback, and the status is 130 or the signal's own."""
-    for delay in (0.08, 0.12, 0.16, 0.2, 0.25, 0.3):
+    ours = os.fsencode(os.path.dirname(package.__file__) + os.sep)
+    met = 0
+    for delay in (0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.6):
         with subprocess.Popen(
             [*COMMAND, "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
             time.sleep(delay)
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) in (130, -signal.SIGINT), delay
+            status = process.wait(10)
             assert process.stderr is not None
             errors = process.stderr.read()
-            assert b"Exception ignored" not in errors, (delay, errors.decode())
-            # Before our first line the interpreter itself is still starting, and finding us.
-            ours = os.fsencode(os.path.dirname(package.__file__) + os.sep)
-            assert ours not in errors or b"Traceback" not in errors, (delay, errors.decode())
+        if b"Traceback" in errors and ours not in errors:
+            continue  # on a busy host the interpreter itself is still starting, and finding us
+        met += 1
+        assert status in (130, -signal.SIGINT), (delay, errors.decode())
+        assert b"Traceback" not in errors and b"Exception ignored" not in errors, (delay, errors.decode())
+    assert met
 
 
 def test_run_ends_quietly_where_nobody_reads() -> None:
