@@ -19,6 +19,8 @@ class Allocator:
         self._frames = list(range(host.size - FRAME, whole - FRAME, -FRAME))
         self._used: set[int] = set()
         """Free superpages and frames that are not zero any more."""
+        self.zeroed = False
+        """What was given last had to be zeroed."""
 
     @property
     def free(self) -> int:
@@ -68,7 +70,8 @@ class Allocator:
             self.give_back(frame, FRAME)
 
     def _zero(self, at: int, size: int) -> int:
-        if at in self._used:
+        self.zeroed = at in self._used
+        if self.zeroed:
             self._used.discard(at)
             self._host.zero(at, size)
         return at

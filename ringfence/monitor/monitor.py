@@ -17,6 +17,7 @@ from ringfence.machine.machine import Computer, Engine
 from ringfence.machine.map import ROOT, SUPERPAGE, F, GuestRam
 from ringfence.machine.memory import FRAME, READ, amount
 from ringfence.monitor.allocator import Allocator
+from ringfence.monitor.inference import Inference, Learned
 from ringfence.monitor.pager import PagingDisk
 from ringfence.monitor.scheduler import QUANTUM, Account, Claim, Scheduler, admit
 from ringfence.monitor.sharing import SHARED, alike
@@ -210,6 +211,7 @@ class Monitor:
         def clear() -> None:
             self._release(vm)
             self._reserve(vm)
+            vm.inference.forget()
 
         ram = GuestRam(RAM, memory, f, fault, clear)
         try:
@@ -237,6 +239,7 @@ class Monitor:
         vm.technique = technique
         vm.held = vm.hand = 0
         vm.paged = {}
+        vm.inference = Inference(vm)
         self.guests[name] = vm
         try:
             self._reserve(vm)
@@ -277,6 +280,10 @@ class Monitor:
         self._admit(claim, vm)
         vm.account.claim = claim
 
+    def learned(self, vm: VirtualMachine) -> Learned:
+        """What has been learned of a machine, and is so now. Looking changes nothing."""
+        return vm.inference.learned()
+
     def _admit(self, claim: Claim, instead: VirtualMachine | None = None) -> None:
         others = (vm.account.claim for vm in self.guests.values() if vm is not instead)
         admit([claim, *others], len(self.machine.harts))
@@ -309,6 +316,7 @@ class Monitor:
         self.faults += 1
         vm.account.faults += 1
         vm.clock.surcharge += FAULT * vm.engine.slow
+        vm.inference.at_fault()
         try:
             found = vm.ram.f.look(at)
             if found is not None and found[2] == FRAME and found[0] in self._sharers:
@@ -325,6 +333,7 @@ class Monitor:
         if first + SUPERPAGE <= vm.ram.size and f.vacant(at) and _whole(vm, first):
             superpage = self._allocator.superpage(self._kept())
             if superpage is not None:
+                vm.account.zeroed += self._allocator.zeroed * (SUPERPAGE // FRAME)
                 f.set(first, superpage, size=SUPERPAGE)
                 vm.held += SUPERPAGE
                 return
@@ -337,6 +346,7 @@ class Monitor:
             if at in vm.ram.absent and at not in vm.paged:
                 self._put_on_disk(vm, at, vm.ram.absent[at]())
             raise
+        vm.account.zeroed += self._allocator.zeroed
         was = vm.ram.absent.get(at)
         if was is not None:
             self.machine.ram.write(self.machine.ram.base + to, was())

@@ -126,6 +126,8 @@ class Account:
     """Frames in whose place it got one that another machine has too."""
     separated: int = 0
     """Such frames that it has written, and so has a copy of."""
+    zeroed: int = 0
+    """Frames that the monitor zeroed to give them to it: they had held something else."""
 
     service: float = 0.0
     """Time received, that of each slice divided by its weight then."""

@@ -12,7 +12,7 @@ from ringfence.monitor.technique.para import Paravirtual
 from ringfence.monitor.technique.trap import Deprivileged
 from ringfence.monitor.vm import VirtualMachine
 
-QUIET = {"machine switches", "frames shared", "copied at a write"}
+QUIET = {"machine switches", "frames shared", "copied at a write", "zeroed to give"}
 """What is no entry of its own to the monitor."""
 Stats = dict[str, dict[str, int]]
 """Source of overhead: what was done, and how often."""
@@ -40,6 +40,7 @@ def stats(vm: VirtualMachine) -> Stats:
             "and given back": account.paged_in,
             "frames shared": account.shared,
             "copied at a write": account.separated,
+            "zeroed to give": account.zeroed,
         },
     )
     if isinstance(engine, Deprivileged):
@@ -77,6 +78,8 @@ def lines(machine: Virt) -> list[str]:
         for source, rows in stats(vm).items():
             counts = ", ".join(f"{what} {count:,}" for what, count in rows.items() if count) or "none"
             told.append(f"  {source:<36}{counts}")
+        if vm.control is None:
+            told.append(f"  {'seen from outside':<36}{vm.monitor.learned(vm)}")
     return [*told, *_launched(machine, machine.path if isinstance(machine, VirtualMachine) else "")]
 
 

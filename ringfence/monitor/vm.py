@@ -18,6 +18,7 @@ from ringfence.monitor.scheduler import Account
 from ringfence.monitor.technique.para import EXTENSION, Paravirtual
 
 if TYPE_CHECKING:
+    from ringfence.monitor.inference import Inference
     from ringfence.monitor.monitor import Monitor
 
 
@@ -43,6 +44,8 @@ class VirtualMachine(Virt):
     """Where the search for a frame to take goes on."""
     account: Account
     """What its monitor's scheduler has given it."""
+    inference: Inference
+    """What its monitor has seen of it."""
     control: Monitor | None = None
     """The monitor that is on it."""
     ended: PowerOff | RingfenceError | None = None
@@ -181,6 +184,7 @@ class VirtualMachine(Virt):
 
     def ran(self, steps: int) -> None:
         self.monitor.machine.charge(steps)
+        self.inference.at_rest()
 
     def charge(self, steps: int) -> None:
         super().charge(steps)

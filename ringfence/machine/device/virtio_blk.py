@@ -5,6 +5,7 @@ Source: Virtual I/O Device (VIRTIO) Version 1.2, section 5.2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 from typing import ClassVar, Protocol
 
@@ -69,6 +70,8 @@ class VirtioBlk(VirtioMmio):
 
     def __init__(self, clock: Clock, line: Line, memory: Memory, disk: Disk, latency_ns: int = LATENCY_NS) -> None:
         self.disk = disk
+        self.on_move: Callable[[int, int, int], None] = lambda pa, length, offset: None
+        """Called with each piece of RAM that data has come to, or gone from, and where on the disk."""
         self.latency_ns = latency_ns
         features = 1 << F_SIZE_MAX | 1 << F_SEG_MAX | 1 << F_BLK_SIZE | 1 << F_FLUSH
         super().__init__(clock, line, memory, features | disk.readonly << F_RO)
@@ -119,14 +122,18 @@ class VirtioBlk(VirtioMmio):
         try:
             if kind == T_IN:
                 self._check(offset, room)
-                self._read(offset, pieces(chain.writable, 0, room))
+                data = pieces(chain.writable, 0, room)
+                self._read(offset, data)
+                self._moved(offset, data)
                 return room, S_OK
             if kind == T_OUT:
                 length = sum(length for _, length in chain.readable) - _HEADER.size
                 self._check(offset, length)
                 if self.disk.readonly:
                     return 0, S_IOERR
-                self._write(offset, pieces(chain.readable, _HEADER.size, length))
+                data = pieces(chain.readable, _HEADER.size, length)
+                self._write(offset, data)
+                self._moved(offset, data)
                 if not self.negotiated(F_FLUSH):
                     # A driver that cannot flush relies on every write being durable (section 5.2.6.2).
                     self.disk.flush()
@@ -144,6 +151,11 @@ class VirtioBlk(VirtioMmio):
         except (OSError, AccessFault):
             return 0, S_IOERR
         return 0, S_UNSUPP
+
+    def _moved(self, offset: int, data: list[tuple[int, int]]) -> None:
+        for pa, length in data:
+            self.on_move(pa, length, offset)
+            offset += length
 
     def _check(self, offset: int, length: int) -> None:
         if length % SECTOR or length > REQUEST_MAX or offset + length > self.disk.size // SECTOR * SECTOR:
