@@ -226,7 +226,7 @@ def test_up_stops_the_guest_that_memory_has_no_room_for(site: Path) -> None:
     """
     names = ("one", "two", "outer.guests.inner", "four")
     guests = "".join(f'[guests.{name}]\nimage = "corral"\nmemory = "{HUNGRY_MEMORY}"\n{HUNGRY}' for name in names)
-    site.write_text('memory = "10M"\npaging = "256K"\n' + guests)
+    site.write_text('memory = "8M"\npaging = "256K"\n' + guests)
     found = ringfence("up", str(site))
     alone = ringfence("run", "-m", HUNGRY_MEMORY, "--append", HUNGRY.split('"')[1]).stdout.decode().replace("\r", "")
     stopped = ended = 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 
 import pytest
@@ -108,6 +109,15 @@ def part(guest: VirtualMachine, *others: VirtualMachine) -> float:
 # By the host clock
 
 
+@pytest.fixture(scope="module", autouse=True)
+def tidy() -> Iterator[None]:
+    """To look through what other tests have left, as Python does now and then, takes longer than a slice."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def speed() -> float:
     """Steps of a busy machine in a ns of the processor's time, alone."""
@@ -182,7 +192,7 @@ def test_machines_do_not_notice_that_slices_are_cut(monkeypatch: pytest.MonkeyPa
     for _ in range(10):
         monitor.run(until=monitor.scheduler.now + 40 * MS)
     for guest, load in zip(guests, loads * 2, strict=True):
-        assert guest.account.slices > 20
+        assert guest.account.slices > 40 or load is not busy
         assert same_as_bare(guest, load)
 
 
