@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import pytest
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
 from ringfence import CORRAL, Break, Budget, Exit, MachineError, MiB, Virt, Watch, load, virt
 from ringfence.isa import paging, pmp
@@ -33,6 +36,17 @@ def bare(engine: str, *program: int, at: int = RAM) -> Virt:
     return board
 
 
+@cache
+def address(name: str) -> int:
+    """Of something in the embedded guest."""
+    with CORRAL.open("rb") as file:
+        table = ELFFile(file).get_section_by_name(".symtab")
+        assert isinstance(table, SymbolTableSection)
+        found = table.get_symbol_by_name(name)
+        assert found is not None and len(found) == 1
+        return int(found[0]["st_value"])
+
+
 def breaks(board: Virt, most: int = 5000) -> tuple[list[Break], Exit]:
     """Run through all breaks to the end."""
     met: list[Break] = []
@@ -49,11 +63,11 @@ def test_stops_are_exact_and_change_nothing(harts: int) -> None:
     runs = []
     for engine in ENGINES:
         board = corral(engine, harts)
-        board.breakpoints |= {0x8020_1AA6, 0x8020_19DC, 0x8020_A896}
+        board.breakpoints |= {address(name) for name in ("schedule", "put_string", "copy_in")}
         board.watchpoints |= {
-            Watch(0x8021_4024, 4),
-            Watch(0x8021_40AC, 64, "access"),
-            Watch(0x8021_68D8, 4, "read"),
+            Watch(address("ready_first"), 4),
+            Watch(address("ready"), 64, "access"),
+            Watch(address("last_pid"), 4, "read"),
         }
         runs.append((*breaks(board), board.digest()))
     assert runs[0] == runs[1]

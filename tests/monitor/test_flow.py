@@ -13,7 +13,7 @@ from ringfence.machine.board import Tlb
 from ringfence.monitor.flow import Entry, Event, watch
 from ringfence.monitor.monitor import Technique, nested
 
-END = 80_000
+END = 104_000
 """ns: Corral waits at its prompt by then."""
 CONFIGURATIONS: list[list[Technique]] = [[], ["virtualizer"], ["trap"], ["virtualizer"] * 2]
 TLBS: list[Tlb] = ["hardware", "software"]
