@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DEEPEST = 64
 LONGEST = 1e9
 KINDS = ("insn", "trap", "csr", "io")
-TECHNIQUES: tuple[Technique, ...] = ("virtualizer", "trap", "trap-s", "vm-bit", "para")
+TECHNIQUES: tuple[Technique, ...] = ("virtualizer", "trap", "trap-s", "vm-bit", "para", "translation")
 _UNITS = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 
 

@@ -181,13 +181,13 @@ class System(Control, Protocol):
         """What the software-filled TLB says of the page at this address, or of any, is about to change."""
         ...
 
-    def last_table(self, va: Word) -> Word:
-        """The physical address of the last table on the way of `va` under satp, where a walk has kept it and its upper
-        levels are as they were; else 0.
+    def last_table(self, va: Word, satp: Word) -> Word:
+        """The physical address of the last table on the way of `va` under a satp, where a walk has kept it and the
+        upper levels are as they were; else 0.
         """
         ...
 
-    def keep_table(self, va: Word, table: Word) -> None:
+    def keep_table(self, va: Word, satp: Word, table: Word) -> None:
         """A walk has come to the last table on the way of `va`."""
         ...
 

@@ -48,36 +48,44 @@ def effective_privilege(h: System, access: Access) -> Word:
     return select(status.bit(Status.MPRV), status >> Status.MPP & 3, h.priv)
 
 
+def space(h: System, access: Access) -> Word:
+    """satp as an access sees it. A lent hart's fetches can have their own, as with the PDP-11's instruction and data
+    spaces (docs/translation.md).
+    """
+    return select(h.isatp == 0, h.satp, h.isatp) if access is Access.FETCH else h.satp
+
+
 def translate(h: System, va: Word, access: Access) -> Word:
     """The physical address of `va`; traps with a page fault, an access fault of the walk's own accesses, or where the
     software-filled TLB has no entry.
 
     Protection of the result itself (PMP) is not checked here."""
     priv = effective_privilege(h, access)
-    mode = h.satp >> 60
+    satp = space(h, access)
+    mode = satp >> 60
 
     def translated() -> Word:
-        how = (h, va, access, priv, mode)
+        how = (h, va, access, priv, satp)
         return h.when(tlb.there(h), lambda: _entry(*how), lambda: _modes(*how))
 
     return h.when((priv == M) | (mode == 0), lambda: va, translated)
 
 
-def _modes(h: System, va: Word, access: Access, priv: Word, mode: Word) -> Word:
-    root = (h.satp & PPN) << PAGE_BITS
+def _modes(h: System, va: Word, access: Access, priv: Word, satp: Word) -> Word:
+    mode, root = satp >> 60, (satp & PPN) << PAGE_BITS
 
     def under(levels: int) -> Word:
         h.when(sext(low(va, 9 * levels + PAGE_BITS)) != va, lambda: h.trap(PAGE_FAULT[access], va))
-        return _step(h, va, access, priv, levels - 1, root)
+        return _step(h, va, access, priv, satp, levels - 1, root)
 
     def walk() -> Word:
         return h.when(mode == 8, lambda: under(3), lambda: h.when(mode == 9, lambda: under(4), lambda: under(5)))
 
-    kept = h.last_table(va)
-    return h.when(kept != 0, lambda: _step(h, va, access, priv, 0, kept), walk)
+    kept = h.last_table(va, satp)
+    return h.when(kept != 0, lambda: _step(h, va, access, priv, satp, 0, kept), walk)
 
 
-def _step(h: System, va: Word, access: Access, priv: Word, level: int, table: Word) -> Word:
+def _step(h: System, va: Word, access: Access, priv: Word, satp: Word, level: int, table: Word) -> Word:
     """The walk from the table at `level`, 0 holding the smallest pages."""
     shift = PAGE_BITS + 9 * level
     pte_pa = table + ((va >> shift & 511) << 3)
@@ -109,8 +117,8 @@ def _step(h: System, va: Word, access: Access, priv: Word, level: int, table: Wo
             fault()
         h.when((pte & (ACCESSED | DIRTY | USER | PBMT)) != 0, fault)
         if level == 1:
-            h.keep_table(va, ppn << PAGE_BITS)
-        return _step(h, va, access, priv, level - 1, ppn << PAGE_BITS)
+            h.keep_table(va, satp, ppn << PAGE_BITS)
+        return _step(h, va, access, priv, satp, level - 1, ppn << PAGE_BITS)
 
     return h.when((pte & (R | X)) != 0, leaf, table_entry)
 
@@ -135,8 +143,9 @@ def _permitted(h: System, pte: Word, access: Access, priv: Word) -> Word:
     return permitted & select(priv == U, pte.bit(4), from_s)
 
 
-def _entry(h: System, va: Word, access: Access, priv: Word, mode: Word) -> Word:
+def _entry(h: System, va: Word, access: Access, priv: Word, satp: Word) -> Word:
     """By the software-filled TLB, whose entries are leaves. Accessed and dirty bits are the software's to set."""
+    mode = satp >> 60
 
     def fault() -> None:
         h.trap(PAGE_FAULT[access], va)

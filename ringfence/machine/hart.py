@@ -91,6 +91,7 @@ FIELDS = table(
         ("launched", 1),  # the control block of the one that it runs; 0: none
         ("vm", 1),  # the VM bit: what S-mode would learn of its mode it has from VMPSL, or it traps (docs/vm-bit.md)
         ("vmpsl", 1),  # the virtual hart's mstatus
+        ("isatp", 1),  # a lent hart's: under which it fetches; 0: under satp (isa.paging.space)
     ]
 )
 for _n in range(16):

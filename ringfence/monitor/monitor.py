@@ -27,27 +27,35 @@ from ringfence.monitor.vdevice.extent import Allocation, Extent
 from ringfence.monitor.vdevice.minidisk import Minidisk, Mode, attach, release
 from ringfence.monitor.vm import Destroyed, VirtualMachine
 
-Technique = Literal["virtualizer", "trap", "trap-s", "vm-bit", "para"]
+Technique = Literal["virtualizer", "trap", "trap-s", "vm-bit", "para", "translation"]
 """The hart's own privileged state; trap and emulate in user mode; in user and supervisor mode, which is not exact and
 there to be studied; the same with a VM bit in the hart (technique.rings); by calls of a guest that knows its monitor
-(technique.para).
+(technique.para); in supervisor mode again, in translations of the guest's code (technique.translation).
 """
 _RINGS = {"trap": (RINGS["U"], False), "trap-s": (RINGS["S"], False), "vm-bit": (RINGS["S"], True)}
 """The rings, and whether the harts have a VM bit."""
+LEAST_CODE = 16
+"""Pages of a code cache: an instruction may lie in two, and the way from it to the next be long."""
 FAULT = 10
 """What the answer to a VM-fault costs the host, in instructions that are left to the reference."""
 BATCH = 64
 """Frames that are taken at a time when memory is short."""
 
 
-def overhead(memory: int) -> int:
+def overhead(memory: int, technique: Technique = "virtualizer") -> int:
     """What a machine has to have beside the memory of one that runs on it: its f, all in small pages at worst."""
-    return 2 * SUPERPAGE + -(-memory // (512 * SUPERPAGE)) * SUPERPAGE + most_tables(memory) * FRAME
+    code = most_code(memory) if technique == "translation" else 0
+    return 2 * SUPERPAGE + -(-memory // (512 * SUPERPAGE)) * SUPERPAGE + (most_tables(memory) + code) * FRAME
 
 
 def most_tables(memory: int) -> int:
     """Of shadow page tables, for a machine of so much memory."""
     return 256 + memory // FRAME // 32
+
+
+def most_code(memory: int) -> int:
+    """Pages of translated code, of a machine of so much memory: a sixteenth of it."""
+    return 256 + memory // FRAME // 16
 
 
 def map_frames(memory: int) -> int:
@@ -83,8 +91,8 @@ def nested(
             memory, harts, clock=clock, seed=seed, engine=engine, console=console, disks=disks, tlb=tlb, isa=isa
         )
     sizes = [memory]
-    for _ in range(depth):
-        sizes.append(sizes[-1] + overhead(sizes[-1]))
+    for kind in reversed(techniques):
+        sizes.append(sizes[-1] + overhead(sizes[-1], kind))
     check(memory, harts, 1, 1, len(disks), clock)
     machine = virt(sizes.pop(), harts, engine=engine, disks=disks, tlb=tlb, isa=isa)
     while len(sizes) > 1:
@@ -178,12 +186,14 @@ class Monitor:
         technique: Technique = "virtualizer",
         second_level: int = 4096,
         shadows: Literal["kept", "rebuilt"] = "kept",
+        code_cache: int | None = None,
     ) -> VirtualMachine:
         """A virtual machine, as `virt` makes a bare one. It has the first `resident` bytes of its memory at all times.
         Minidisks among `disks` are its own until `vdevice.minidisk.release`. `second_level`: under `trap`, where
         software fills the TLB, how many entries of a hart the monitor remembers (`technique.refill`); 0: none.
         `shadows`: under `trap`, where hardware does, whether shadow page tables outlast a write of the guest's to
-        satp, or are made anew after it, as on VM/370.
+        satp, or are made anew after it, as on VM/370. `code_cache`: under `translation`, the most bytes of translated
+        code; None: a sixteenth of the memory and 1 MiB.
 
         Of the harts it has a part by its share, at most `cap` and, while it wants to run, at least `reservation` of
         one. Raises MachineError."""
@@ -194,8 +204,11 @@ class Monitor:
             raise MachineError(
                 f"there is no technique {technique!r}: a monitor's is {' or '.join(get_args(Technique))}"
             )
-        if technique == "para" and self.machine.inputs.tlb == "software":
-            raise MachineError("the technique para has shadow page tables, and here software fills the TLB")
+        if technique in ("para", "translation") and self.machine.inputs.tlb == "software":
+            raise MachineError(f"the technique {technique} has shadow page tables, and here software fills the TLB")
+        code = most_code(memory) if code_cache is None else code_cache // FRAME
+        if code < LEAST_CODE:
+            raise MachineError(f"a code cache has {amount(LEAST_CODE * FRAME)} at least, not {amount(code_cache or 0)}")
         claim = Claim(share, cap, reservation)
         self._admit(claim)
         try:
@@ -219,7 +232,7 @@ class Monitor:
                 VirtualMachine,
                 ram,
                 harts,
-                engine=self._engine(ram, technique, second_level, shadows == "kept"),
+                engine=self._engine(ram, technique, second_level, shadows == "kept", code),
                 clock=clock,
                 step_ns=step_ns,
                 turn=turn,
@@ -289,7 +302,7 @@ class Monitor:
         admit([claim, *others], len(self.machine.harts))
 
     def _engine(
-        self, ram: GuestRam, technique: Technique, second_level: int, kept: bool
+        self, ram: GuestRam, technique: Technique, second_level: int, kept: bool, code: int
     ) -> Callable[[Computer], Engine]:
         host = self.machine
         if technique == "virtualizer":
@@ -298,6 +311,11 @@ class Monitor:
             from ringfence.monitor.technique.para import Paravirtual
 
             return lambda vm: Paravirtual(vm, ram, host, self._shadows(ram), kept)
+        if technique == "translation":
+            from ringfence.monitor.technique.translation import BinaryTranslation, CodeCache
+
+            cache = CodeCache(host.ram, self._frame, self._free_frame, code)
+            return lambda vm: BinaryTranslation(vm, ram, host, self._shadows(ram), kept, cache)
         rings, vm_bit = _RINGS[technique]
         if host.inputs.tlb == "software":
             from ringfence.monitor.technique.refill import SecondLevel, TrapAndRefill
@@ -308,8 +326,7 @@ class Monitor:
         return lambda vm: TrapAndEmulate(vm, ram, host, self._shadows(ram), kept, rings, vm_bit)
 
     def _shadows(self, ram: GuestRam) -> Shadows:
-        host, allocator = self.machine.ram, self._allocator
-        return Shadows(ram, host, self._frame, lambda at: allocator.give_back(at, FRAME), most_tables(ram.size))
+        return Shadows(ram, self.machine.ram, self._frame, self._free_frame, most_tables(ram.size))
 
     def _fault(self, vm: VirtualMachine, at: int, right: int) -> None:
         """A VM-fault: f has no answer, so it gets one. Raises OutOfMemory."""
@@ -434,6 +451,9 @@ class Monitor:
         except OutOfMemory:
             self.reclaim(BATCH)
             return self._allocator.frame(self._kept())
+
+    def _free_frame(self, at: int) -> None:
+        self._allocator.give_back(at, FRAME)
 
     def _kept(self) -> int:
         """How many free frames are for tables of f alone: as many as all machines can need."""

@@ -95,7 +95,7 @@ APART = ("priv", "satp")
 """Mode and relocation."""
 AT_REST = ("virt", "waiting", "stopped", "away", "launched")
 """0 in a hart that executes an instruction; some have an effect on these."""
-MADE = ("firmware", "software_tlb", "xhv", "tlb_tag", "tlb_pte", "vm", "vmpsl")
+MADE = ("firmware", "software_tlb", "xhv", "tlb_tag", "tlb_pte", "vm", "vmpsl", "isatp")
 """How the hart is made; and its software-filled TLB, which is relocation too."""
 
 

@@ -21,6 +21,7 @@ from ringfence.monitor.technique.trap import TrapAndEmulate
 Engine = Literal["threaded", "reference"]
 TRAP: list[Technique] = ["trap"]
 VM_BIT: list[Technique] = ["vm-bit"]
+TRANSLATION: list[Technique] = ["translation"]
 VIRTUALIZER: list[Technique] = ["virtualizer"]
 
 
@@ -44,6 +45,12 @@ def trapped(techniques: Sequence[Technique], engine: Engine, harts: int = 1, tur
         (TRAP + VM_BIT, "threaded", 5),
         (VM_BIT + TRAP, "threaded", 5),
         (TRAP + VM_BIT, "reference", 2),
+        (TRANSLATION, "threaded", 15),
+        (TRANSLATION * 3, "threaded", 5),
+        (TRANSLATION, "reference", 3),
+        (TRAP + TRANSLATION, "threaded", 5),
+        (TRANSLATION + VM_BIT, "threaded", 5),
+        (VM_BIT + TRANSLATION, "reference", 2),
     ],
 )
 def test_random_programs_are_the_same(techniques: list[Technique], engine: Engine, cases: int) -> None:
@@ -56,7 +63,7 @@ def test_random_programs_are_the_same(techniques: list[Technique], engine: Engin
         assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("techniques", [TRAP, VM_BIT], ids="-".join)
+@pytest.mark.parametrize("techniques", [TRAP, VM_BIT, TRANSLATION], ids="-".join)
 def test_random_programs_of_several_harts_are_the_same(techniques: list[Technique]) -> None:
     """Harts share shadows, and take turns."""
     for case in range(round(8 * SCALE)):
@@ -68,7 +75,7 @@ def test_random_programs_of_several_harts_are_the_same(techniques: list[Techniqu
         assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("techniques", [TRAP, VM_BIT], ids="-".join)
+@pytest.mark.parametrize("techniques", [TRAP, VM_BIT, TRANSLATION], ids="-".join)
 def test_random_programs_do_not_depend_on_stops(techniques: list[Technique]) -> None:
     """A run in pieces is the run in one."""
     for case in range(round(8 * SCALE)):
@@ -80,7 +87,10 @@ def test_random_programs_do_not_depend_on_stops(techniques: list[Technique]) -> 
         check(whole, cut, f"program trap stops {case}")
 
 
-@pytest.mark.parametrize("techniques", [TRAP, TRAP * 2, VM_BIT, VM_BIT * 2, TRAP + VM_BIT], ids="-".join)
+CHANGED = [TRAP, TRAP * 2, VM_BIT, VM_BIT * 2, TRAP + VM_BIT, TRANSLATION, TRANSLATION * 2, TRAP + TRANSLATION]
+
+
+@pytest.mark.parametrize("techniques", CHANGED, ids="-".join)
 @pytest.mark.parametrize("name", changes.CHANGES)
 def test_change_is_seen_at_once(name: str, techniques: list[Technique]) -> None:
     """What the guest changes in a page table, protection or status is so for its next access, without any fence."""
@@ -93,6 +103,8 @@ def test_change_is_seen_at_once(name: str, techniques: list[Technique]) -> None:
 
 MIXED = [TRAP, TRAP * 2, TRAP * 4, TRAP * 8, TRAP + VIRTUALIZER, VIRTUALIZER + TRAP, TRAP + VIRTUALIZER * 2 + TRAP]
 MIXED += [VM_BIT, VM_BIT * 2, VM_BIT * 4, TRAP + VM_BIT, VM_BIT + TRAP, VIRTUALIZER + VM_BIT, VM_BIT + VIRTUALIZER]
+MIXED += [TRANSLATION, TRANSLATION * 2, TRANSLATION * 4, TRANSLATION + TRAP, TRAP + TRANSLATION, VM_BIT + TRANSLATION]
+MIXED += [TRANSLATION + VM_BIT, TRANSLATION + VIRTUALIZER, VIRTUALIZER + TRANSLATION]
 
 
 @pytest.mark.parametrize("techniques", MIXED, ids="-".join)

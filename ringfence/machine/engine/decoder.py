@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 
 from ringfence.isa.spec import COMPRESSED, ISA, Compressed, Field, Insn, Row, by_specificity
 from ringfence.machine.engine import layout
 from ringfence.machine.engine.emit import OFFSETS, SIGNATURE, Emit, Ended, Handler
-from ringfence.machine.engine.handlers import DYNAMIC, OTHER, Variant, branches, native_csrs, prefix
+from ringfence.machine.engine.handlers import CALL, DYNAMIC, OTHER, Variant, branches, called, native_csrs, prefix
 from ringfence.machine.engine.kernel import delta
 from ringfence.machine.engine.layout import Geometry
 from ringfence.word import Int, Ir, Word, low, select, zext
@@ -35,7 +37,7 @@ def _word(g: Geometry, symbols: set[str], length: int) -> str:
         e.poke("%record", delta(e, "python"))
         end()
 
-    def leaf(row: Row) -> None:
+    def leaf(row: Row, call: bool = False) -> None:
         target = row.insn if isinstance(row, Compressed) else row
         assert isinstance(target, Insn)
 
@@ -46,7 +48,8 @@ def _word(g: Geometry, symbols: set[str], length: int) -> str:
             return extract(row.fields[name], bits)
 
         def choose(kind: str | int | None) -> Word:
-            symbol = Variant(target, length, kind).symbol
+            variant = Variant(target, length, kind)
+            symbol = called(variant) if call else variant.symbol
             return delta(e, symbol if symbol in symbols else "python")
 
         e.poke(e.pointer("%record", layout.NEXT), delta(e, f"link{length}"))
@@ -77,11 +80,19 @@ def _word(g: Geometry, symbols: set[str], length: int) -> str:
         e.poke("%record", chosen)
         end()
 
-    rows: list[Row] = list(COMPRESSED.values()) if length == 2 else list(ISA.values())
-    return e.define(
-        f"internal void @decode{length}(ptr %record, i64 %bits, i64 %offset) noinline nounwind",
-        lambda: _tree(e, bits, by_specificity(rows), 0, leaf, python),
-    )
+    def tree(rows: list[Row], call: bool = False) -> None:
+        _tree(e, bits, by_specificity(rows), 0, partial(leaf, call=call), python)
+
+    def instruction() -> None:
+        tree(list(ISA.values()))
+
+    def body() -> None:
+        if length == 2:
+            tree(list(COMPRESSED.values()))
+        calls: list[Row] = [replace(row, match=row.match | CALL) for row in ISA.values() if native_csrs(row)]
+        e.when((bits & 0x7F) == calls[0].match & 0x7F, lambda: tree(calls, call=True), instruction)
+
+    return e.define(f"internal void @decode{length}(ptr %record, i64 %bits, i64 %offset) noinline nounwind", body)
 
 
 def extract(field: Field, bits: Word) -> Word:

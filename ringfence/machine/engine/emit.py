@@ -206,9 +206,8 @@ class Emit:
         permissions = self.peek(self.address(self.field("permissions") + frame), 8)
         self.when(low(zext(permissions) >> bit, 1) == 0, self.rare)
 
-    def space(self) -> Word:
+    def space(self, satp: Word) -> Word:
         """What translations depend on of satp: the root of the tables; or the ASID, where software fills the TLB."""
-        satp = self.satp
         mode = satp & 15 << 60
         key = select(tlb.there(self), satp >> 44 & 0xFFFF, satp & PPN)  # type: ignore[arg-type]
         return select(mode == 0, Int(0), mode | key)
@@ -244,15 +243,15 @@ class Emit:
         else:
             self.b.emit(f"call void @drop_own(ptr %state, i64 {page})")
 
-    def last_table(self, va: Word) -> Word:
+    def last_table(self, va: Word, satp: Word) -> Word:
         entry = self._walk(va)
-        known = (self.peek(entry) == self._walked(va)) & (self.peek(self.pointer(entry, 8)) == self.satp)
+        known = (self.peek(entry) == self._walked(va)) & (self.peek(self.pointer(entry, 8)) == satp)
         return select(known, self.peek(self.pointer(entry, 16)), Int(0))
 
-    def keep_table(self, va: Word, table: Word) -> None:
+    def keep_table(self, va: Word, satp: Word, table: Word) -> None:
         place = self._table(table)
         entry = self._walk(va)
-        for n, word in enumerate((self._walked(va), self.satp, table, place)):
+        for n, word in enumerate((self._walked(va), satp, table, place)):
             self.poke(self.pointer(entry, 8 * n), word)
 
     def _walk(self, va: Word) -> str:

@@ -10,7 +10,7 @@ from functools import cache
 from ringfence.isa.spec import COMPRESSED, ISA, Insn
 from ringfence.machine.engine.emit import SIGNATURE, Ended, Handler
 from ringfence.machine.engine.interpreter import Interpreter
-from ringfence.machine.engine.layout import LINKS, Geometry
+from ringfence.machine.engine.layout import LINKS, Action, Geometry
 from ringfence.word import Int, Ir, Word
 
 NEAR = ("forward", "backward", "far")
@@ -41,6 +41,13 @@ COUNTERS = (0xC00, 0xC01, 0xC02)
 REFILL = (0x5C1, 0x5C2, 0x5C3, 0x5C4)
 MASKED = (0x100, 0x104, 0x144, 0x300, 0x304, 0x344)
 """CSRs with native moves: those of trap entry and exit, of TLB refill, of floating point and of time."""
+
+
+CALL = 1 << 3
+"""What makes the opcode of a CSR's row custom-3: no instruction, by which translated code calls its monitor
+(docs/translation.md).
+"""
+CALLED = (0x100, 0x104, 0x105, 0x140, 0x141, 0x142, 0x143, 0x144)
 
 
 @dataclass(frozen=True)
@@ -188,6 +195,20 @@ def virtual(v: Variant) -> str:
     return f"v_{v.symbol}"
 
 
+def call(g: Geometry, v: Variant) -> str:
+    """The text of the handler of a call for a row."""
+    h = Handler(g, v.length)
+    with suppress(Ended):
+        mine = (h.field("isatp") != 0) & (h.field("virtual") != 0)
+        h.when(mine, lambda: h.tail(f"@{virtual(v)}"))
+        h.leave(Action.EMULATE)
+    return h.text(f"internal preserve_nonecc i64 @{called(v)}{SIGNATURE} nounwind {prefix()}")
+
+
+def called(v: Variant) -> str:
+    return f"c_{v.symbol}"
+
+
 def functions(g: Geometry) -> tuple[str, set[str]]:
     """All handlers in textual IR, and the symbols that a record may begin with."""
     parts, symbols = [], set()
@@ -200,6 +221,9 @@ def functions(g: Geometry) -> tuple[str, set[str]]:
             symbols.add(v.symbol)
             if "h" in row.params:
                 parts.append(interpreter(g, v))
+                if v.kind in CALLED:
+                    parts.append(call(g, v))
+                    symbols.add(called(v))
             if twin and (text := handler(g, v, None, "_slow")):
                 parts.append(text)
             for operand in operands_linked(v):

@@ -114,20 +114,21 @@ def _space(g: Geometry) -> str:
     """
     e = Interpreter(g, 0)
     priv, status = e.priv, e.mstatus
-    translated = select(priv == M, Int(0), e.space())
+    translated = select(priv == M, Int(0), e.space(e.satp))
     access = select(priv == S, status & 1 << Status.SUM, Int(0)) | status & 1 << Status.MXR
     mixed = zext(effective_privilege(e, Access.LOAD) != priv)  # type: ignore[arg-type]
     key = translated | priv << 44 | access << 28 | mixed << 48 | 1 << 49
     e.set_lent("space_key", key)
-    keys, spaces, modes, lent = (
-        e.pointer("%state", OFFSETS[name]) for name in ("space_keys", "spaces", "space_modes", "mstatus")
+    keys, spaces, codes, modes, lent = (
+        e.pointer("%state", OFFSETS[name]) for name in ("space_keys", "spaces", "code_spaces", "space_modes", "mstatus")
     )
 
     def look(at: Word) -> None:
         def found() -> None:
             mode = e.peek(e.pointer(modes, at))
-            for place, value in ((OFFSETS["satp"], e.peek(e.pointer(spaces, at))), (OFFSETS["priv"], mode & 3)):
-                e.poke(e.pointer("%state", place), value)
+            words = e.peek(e.pointer(spaces, at)), e.peek(e.pointer(codes, at)), mode & 3
+            for name, value in zip(("satp", "isatp", "priv"), words, strict=True):
+                e.poke(e.pointer("%state", OFFSETS[name]), value)
             e.poke(lent, e.peek(lent) & ~SPACE_STATUS | mode & SPACE_STATUS)
             e.set_lent("space_key", Int(0))
             e.b.emit("call void @regime(ptr %state)")

@@ -6,7 +6,7 @@ What the manuals say in them (the walk, trap entry, the choice of an interrupt) 
 from __future__ import annotations
 
 from ringfence.isa import trap
-from ringfence.isa.paging import Access, effective_privilege, translate
+from ringfence.isa.paging import Access, effective_privilege, space, translate
 from ringfence.isa.trap import M, S, Status
 from ringfence.machine.engine import layout
 from ringfence.machine.engine.emit import OFFSETS, SIGNATURE, Emit, Ended, Handler
@@ -47,16 +47,16 @@ def _regime(g: Geometry) -> str:
     protection.
     """
     e = Emit(g)
-    space = e.space()
+    own, fetched = (e.space(space(e, access)) for access in (Access.LOAD, Access.FETCH))  # type: ignore[arg-type]
     priv, data, status = e.priv, effective_privilege(e, Access.LOAD), e.mstatus  # type: ignore[arg-type]
 
-    def key(p: Word) -> Word:
+    def key(p: Word, space: Word) -> Word:
         return select(p == M, Int(0), space) | p << 44 | 1 << 48
 
     extra = select(data == S, (status >> Status.SUM & 1) << 46, Int(0)) | (status >> Status.MXR & 1) << 47
     for kind, wanted, slots, size in (
-        ("fetch", key(priv), g.fetch_tlbs, g.fetch_slot),
-        ("data", key(data) | extra, layout.TLBS, g.data_slot),
+        ("fetch", key(priv, fetched), g.fetch_tlbs, g.fetch_slot),
+        ("data", key(data, own) | extra, layout.TLBS, g.data_slot),
     ):
 
         def find(kind: str = kind, wanted: Word = wanted, slots: int = slots, size: int = size) -> None:

@@ -83,6 +83,7 @@ FIELDS = table(
         ("space_key", 1),  # the virtual hart's mode, where its page tables are to be told; 0: they are known
         ("space_keys", SPACES),
         ("spaces", SPACES),  # satp
+        ("code_spaces", SPACES),  # isatp
         ("space_modes", SPACES),  # the privilege, and what of mstatus is in SPACE_STATUS
         ("walks_turn", 1),  # walks of others are kept no more; below WALKS_TURNS
         ("walks", 4 * WALKS),  # of each: 2 MiB of addresses | the turn << 1 | 1; satp; physical address; place

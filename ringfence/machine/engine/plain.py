@@ -130,10 +130,10 @@ class _Writer:
         self._lines.emit(f"raise Trap({cause if isinstance(cause, Word) else int(cause)}, {tval})")
         raise _Ended
 
-    def last_table(self, va: Word) -> Word:
+    def last_table(self, va: Word, satp: Word) -> Word:
         return Int(0)
 
-    def keep_table(self, va: Word, table: Word) -> None:
+    def keep_table(self, va: Word, satp: Word, table: Word) -> None:
         pass
 
     def load_pte(self, pa: Word, va: Word, level: int, access: int) -> Word:

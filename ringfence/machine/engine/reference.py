@@ -32,7 +32,7 @@ _PC, _F, _PRIV, _MSTATUS = _INDEX["pc"], _INDEX["f"], _INDEX["priv"], _INDEX["ms
 _FFLAGS, _FRM, _RESERVATION = _INDEX["fflags"], _INDEX["frm"], _INDEX["reservation"]
 _FS = 3 << Status.FS
 _MPRV, _SUM_MXR = 1 << Status.MPRV, 1 << Status.SUM | 1 << Status.MXR
-_SATP, _SOFTWARE_TLB = _INDEX["satp"], _INDEX["software_tlb"]
+_SATP, _ISATP, _SOFTWARE_TLB = _INDEX["satp"], _INDEX["isatp"], _INDEX["software_tlb"]
 _TLB = slice(_INDEX["tlb_tag"], _INDEX["tlb_pte"] + FIELDS["tlb_pte"].count)
 _NONE = (1 << 64) - 1
 MSTATUS = 0x300
@@ -290,6 +290,8 @@ class Known:
         if status & _MPRV and access is not Access.FETCH:
             priv = status >> Status.MPP & 3
         satp = words[_SATP]
+        if access is Access.FETCH:
+            satp = words[_ISATP] or satp
         if priv == M or not satp >> 60:
             self._trail = []
             return va, priv == M
@@ -521,10 +523,10 @@ class Known:
     def retranslate(self, page: Word | None = None) -> None:
         self._computer.engine.retranslate(self._hart, None if page is None else value_of(page))
 
-    def last_table(self, va: Word) -> Word:
+    def last_table(self, va: Word, satp: Word) -> Word:
         return Int(0)
 
-    def keep_table(self, va: Word, table: Word) -> None:
+    def keep_table(self, va: Word, satp: Word, table: Word) -> None:
         pass
 
     def load_pte(self, pa: Word, va: Word, level: int, access: int) -> Word:

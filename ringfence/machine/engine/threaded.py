@@ -158,6 +158,7 @@ class Threaded:
         n = next((n for n in range(layout.SPACES) if not words[INDEX["space_keys"] + n]), 0)
         words[INDEX["space_keys"] + n] = words[INDEX["space_key"]]
         words[INDEX["spaces"] + n] = hart.satp
+        words[INDEX["code_spaces"] + n] = hart.isatp
         words[INDEX["space_modes"] + n] = hart.priv | hart.mstatus & layout.SPACE_STATUS
         words[INDEX["space_key"]] = 0
 

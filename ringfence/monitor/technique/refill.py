@@ -127,7 +127,7 @@ class TrapAndRefill(Deprivileged):
                 satp, hart.priv = satp | status & 15 << 60, status >> Status.SPP & 1
             hart.satp = satp
             hart.mstatus &= ~(1 << Status.MPRV)
-            self._real[hart.number].satp = self._root(hart)
+            self._real[hart.number].satp, _ = self._root(hart)
             there = mode_of(hart, self.rings) is not None and self._computer.reference.entry(hart, page) is not None
             self.second.installed += there and self._install(hart, page, ANY)
         finally:
@@ -143,7 +143,7 @@ class TrapAndRefill(Deprivileged):
         self._asids.clear()
         self._forget_spaces()
 
-    def _root(self, hart: Hart) -> int:
+    def _root(self, hart: Hart) -> tuple[int, int]:
         """Each of the guest's spaces has an ASID of its own."""
         satp, mode = hart.satp, mode_of(hart, self.rings)
         number, space = (SHADOW_MODE, UNTRANSLATED) if mode is None else (satp >> 60, satp >> 44 & 0xFFFF)
@@ -151,7 +151,7 @@ class TrapAndRefill(Deprivileged):
         key = self._protected[hart], untranslated if mode is None else (number, mode), space
         if key not in self._asids and len(self._asids) == ASIDS:
             self._drop()
-        return number << 60 | self._asids.setdefault(key, len(self._asids)) << 44
+        return number << 60 | self._asids.setdefault(key, len(self._asids)) << 44, 0
 
     def _answer(self, hart: Hart, trapped: Trapped) -> bool:
         real, va = self._real[hart.number], trapped.tval

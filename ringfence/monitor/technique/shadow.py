@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ringfence.isa.paging import ACCESSED, DIRTY, R, V, W, X
 from ringfence.machine.memory import FRAME, WRITE, Ram
+
+if TYPE_CHECKING:
+    from ringfence.monitor.technique.translation import CodeCache
 
 RIGHTS = R | W | X
 SUPERPAGE = 512 * FRAME
@@ -71,6 +74,8 @@ class Shadows:
         self._mapped: dict[int, set[tuple[Table, int]]] = defaultdict(set)
         """The entries that map a page (by offset), of any size."""
         self._regions: Counter[int] = Counter()
+        self.code: CodeCache | None = None
+        """The translations that entries map."""
         self.on_free: Callable[[], None] = lambda: None
         """Called when a table is no more."""
 
@@ -193,6 +198,8 @@ class Shadows:
         for at in frames:
             self.untrace(at)
             self.unmap(at)
+            if self.code is not None:
+                self.code.forget(at)
 
     def unmap(self, at: int) -> None:
         """No entry maps the frame at an offset of the guest's memory any more."""
@@ -223,6 +230,8 @@ class Shadows:
 
     def drop(self) -> None:
         """There are no shadow tables."""
+        if self.code is not None:
+            self.code.drop()
         tables = list(self._tables.values())
         for frame in list(self._places):
             self._unwatch(frame)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ringfence.errors import MachineError
 from ringfence.isa import pmp
@@ -26,7 +26,7 @@ from ringfence.machine.launch import SPACE, Trapped, user_hart
 from ringfence.machine.map import ALL, GuestRam
 from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
 from ringfence.monitor.technique.rings import RINGS, Rings, both, flat, mode_of, rights_of
-from ringfence.monitor.technique.shadow import SUPERPAGE, Key, Shadows
+from ringfence.monitor.technique.shadow import SUPERPAGE, Key, Shadows, Table
 
 if TYPE_CHECKING:
     from ringfence.machine.clock import Clock
@@ -41,17 +41,26 @@ RIGHT = {Access.FETCH: EXECUTE, Access.LOAD: READ, Access.STORE: WRITE}
 PTE = {Access.FETCH: X, Access.LOAD: R, Access.STORE: W}
 PROTECTIONS = 32
 """Configurations of protection that there are shadows for."""
+CODE = 1 << 5
+"""Of a shadow's mode: it is of instructions alone."""
 ELSEWHERE = 1
 """A reservation of bytes for which f has no answer; like none, it is no granule's address."""
 
 _REGISTERS = slice(0, (FIELDS["pc"].offset >> 3) + 1)
 _FLOAT = slice(FIELDS["fflags"].offset >> 3, (FIELDS["frm"].offset >> 3) + 1)
-_PC, _PRIV, _MSTATUS, _SATP, _RESERVATION, _VM, _VMPSL = (
-    FIELDS[name].offset >> 3 for name in ("pc", "priv", "mstatus", "satp", "reservation", "vm", "vmpsl")
+_PC, _PRIV, _MSTATUS, _SATP, _ISATP, _RESERVATION, _VM, _VMPSL = (
+    FIELDS[name].offset >> 3 for name in ("pc", "priv", "mstatus", "satp", "isatp", "reservation", "vm", "vmpsl")
 )
 _PMP = slice(FIELDS["pmpcfg0"].offset >> 3, (FIELDS["pmpaddr"].offset >> 3) + pmp.ENTRIES)
 _FS = 3 << Status.FS
 _ACCESS = 1 << Status.SUM | 1 << Status.MXR
+
+
+class Mapped(NamedTuple):
+    """What an entry maps is known by `key`; `place`: in the host's memory, where that is not where f has it."""
+
+    key: int
+    place: int | None = None
 
 
 class Deprivileged:
@@ -83,8 +92,10 @@ class Deprivileged:
             for real in self._real:
                 host.engine.take_back(real)
             raise
-        self._roots: dict[tuple[int, int, int, int], int] = {}
-        """satp of a lent hart, by its virtual hart's number, satp, privilege and what of its status matters."""
+        self._roots: dict[tuple[int, ...], tuple[int, int]] = {}
+        """satp and isatp of a lent hart, by its virtual hart's number, satp, isatp, privilege and what of its status
+        matters.
+        """
         self._returned: list[int] = []
         """Numbers of harts that were lent on and are back."""
         self._modes: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -122,7 +133,7 @@ class Deprivileged:
             if computer.breakpoints and hart.pc in computer.breakpoints:
                 return False
             self.interpreted += 1
-            check = reference.step(hart)
+            check = self._interpret(hart)
             if computer.wanted:
                 return check
             if check and (
@@ -133,6 +144,10 @@ class Deprivileged:
                 deadline = min(deadline, clock.next_step())
             if computer.breakpoints and hart.pc in computer.breakpoints:
                 return check
+
+    def _interpret(self, hart: Hart) -> bool:
+        """The step that the hart trapped at is the reference's."""
+        return self._computer.reference.step(hart)
 
     def kick(self) -> None:
         self._host.engine.kick()
@@ -219,8 +234,8 @@ class Deprivileged:
 
     def _enter(self, hart: Hart) -> None:
         """The lent hart has the mode that the virtual hart's comes to, and its translations."""
-        root, words, lent = self._root(hart), hart.words, self._real[hart.number].words
-        lent[_SATP], lent[_PRIV] = root, self.rings[words[_PRIV]]
+        roots, words, lent = self._root(hart), hart.words, self._real[hart.number].words
+        (lent[_SATP], lent[_ISATP]), lent[_PRIV] = roots, self.rings[words[_PRIV]]
         lent[_MSTATUS] = lent[_MSTATUS] & ~_ACCESS | words[_MSTATUS] & self._status
         if hart.number >= len(self._computer.harts):
             self._modes[_mode(lent)] = _mode(words)
@@ -268,7 +283,7 @@ class Deprivileged:
                     reserved = lent[_RESERVATION]
                 if not own and hart.number not in self._alone:
                     # What the virtual hart's monitor told of its modes has come about without us.
-                    words[_SATP], words[_PRIV], status = self._modes.get(_mode(lent), _mode(words))
+                    words[_SATP], words[_PRIV], status, words[_ISATP] = self._modes.get(_mode(lent), _mode(words))
                     words[_MSTATUS] = words[_MSTATUS] & ~(_FS | _ACCESS) | lent[_MSTATUS] & _FS | status
                     words[_VMPSL] = lent[_VMPSL]
                 if trapped is None:
@@ -332,8 +347,8 @@ class Deprivileged:
 
     # Translation
 
-    def _root(self, hart: Hart) -> int:
-        """satp of the hart that is lent."""
+    def _root(self, hart: Hart) -> tuple[int, int]:
+        """satp and isatp of the hart that is lent."""
         raise NotImplementedError
 
     def _answer(self, hart: Hart, trapped: Trapped) -> bool:
@@ -393,34 +408,43 @@ class TrapAndEmulate(Deprivileged):
     def _answer(self, hart: Hart, trapped: Trapped) -> bool:
         return trapped.cause in PAGE and self._fill(hart, trapped.tval, PAGE[Cause(trapped.cause)])
 
-    def _root(self, hart: Hart) -> int:
-        """satp of the hart that is lent."""
+    def _root(self, hart: Hart) -> tuple[int, int]:
         words = hart.words
         if not self._kept and self._spaces.get(hart.number) != words[_SATP]:
             # What lent harts remember of modes is forgotten with it, so the next write comes here too.
             self._spaces[hart.number] = words[_SATP]
             self._shadows.drop()
-        key = hart.number, words[_SATP], words[_PRIV], words[_MSTATUS] & _ACCESS
-        root = self._roots.get(key)
-        if root is None:
+        key = hart.number, *_mode(words)
+        roots = self._roots.get(key)
+        if roots is None:
             before = self._forgotten
-            root = self._make_root(hart)
+            code = self._make_root(hart, True) if self._separate(hart) else 0
+            roots = self._make_root(hart, False), code
             if self._forgotten == before:  # else it may be empty and nobody's, where all is a page fault
-                self._roots[key] = root
-        return root
+                self._roots[key] = roots
+        return roots
 
-    def _make_root(self, hart: Hart) -> int:
-        base = self._ram.base
-        satp, mode = hart.satp, mode_of(hart, self.rings)
-        number = satp >> 60
-        protected = self._protected[hart] << 8
+    def _separate(self, hart: Hart) -> bool:
+        """Whether the hart's fetches are translated differently from its other accesses."""
+        return hart.isatp != 0
+
+    def _make_root(self, hart: Hart, code: bool) -> int:
+        table = self._top(hart, code)
+        number = SHADOW_MODE if mode_of(hart, self.rings) is None else _space(hart, code) >> 60
+        return number << 60 | (self._host.ram.base + table.place) // FRAME
+
+    def _top(self, hart: Hart, code: bool) -> Table:
+        """The shadow that walks begin at."""
+        base, mode, satp = self._ram.base, mode_of(hart, self.rings), _space(hart, code)
+        kind = self._protected[hart] << 8 | CODE * code
+        level = MODES[satp >> 60] - 1 if mode is not None else 2
         if mode is None:
-            number, key = SHADOW_MODE, Key(-base, 2, protected | (hart.priv == M), flat(hart, self.rings))
+            key = Key(-base, level, kind | (hart.priv == M), flat(hart, self.rings))
         elif 0 <= (at := ((satp & PPN) << 12) - base) < self._ram.size:
-            key = Key(at, MODES[number] - 1, protected | mode, None)
+            key = Key(at, level, kind | mode, None)
         else:  # no walk begins there
-            key = Key(0, MODES[number] - 1, 0, 0)
-        return number << 60 | (self._host.ram.base + self._shadows.table(key).place) // FRAME
+            key = Key(0, level, 0, 0)
+        return self._shadows.table(key)
 
     def _fill(self, hart: Hart, va: int, access: Access) -> bool:
         """Map the page of `va`. False: the access is the monitor's, or memory was too short for what leads to it."""
@@ -433,6 +457,7 @@ class TrapAndEmulate(Deprivileged):
             return False
         at = pa - ram.base & -FRAME
         if not 0 <= at < ram.size:
+            self._at_device(hart)
             return False
         granted = reference.permission(hart, ram.base + at, FRAME, machine)
         for entry in trail:
@@ -447,16 +472,16 @@ class TrapAndEmulate(Deprivileged):
             shadows.drop()
         ram.place(at, RIGHT[access])
 
-        mode, protected = mode_of(hart, self.rings), self._protected[hart] << 8
+        code = access is Access.FETCH and self._separate(hart)
+        mode, kind = mode_of(hart, self.rings), self._protected[hart] << 8 | CODE * code
+        top = table = self._top(hart, code)
+        level = table.key.level
         if mode is None:
-            level, rights = 2, flat(hart, self.rings)
-            table = shadows.table(Key(-ram.base, 2, protected | machine, rights))
+            rights = flat(hart, self.rings)
         else:
-            level = MODES[hart.satp >> 60] - 1
-            table = shadows.table(Key(trail[0] & -FRAME, level, protected | mode, None))
             for entry, below in pairwise(trail):
                 level -= 1
-                child = shadows.table(Key(below & -FRAME, level, protected | mode, None))
+                child = shadows.table(Key(below & -FRAME, level, kind | mode, None))
                 shadows.link(table, (entry & FRAME - 1) >> 3, child)
                 table = child
             rights = rights_of(int.from_bytes(ram.peek(trail[-1], 8), "little"), mode)
@@ -464,27 +489,40 @@ class TrapAndEmulate(Deprivileged):
             size = FRAME << 9 * level
             n = va // size & 511
             first = pa - ram.base & -size
-            if level == 0 or (level == 1 and self._maps_whole(hart, first, machine, granted)):
+            if level == 0 or (not code and level == 1 and self._maps_whole(hart, first, machine, granted)):
                 break
-            child = shadows.table(Key(first, level - 1, protected | machine, rights))
+            child = shadows.table(Key(first, level - 1, kind | machine, rights))
             shadows.link(table, n, child)
             table, level = child, level - 1
+        mapped: Mapped | None = self._instructions(hart, top, va, first) if code else Mapped(first)
         found = self._lies(first)
-        if found is None or self._moves != before:
+        if mapped is None or found is None or self._moves != before:
             return False
         to, given, _ = found
         rights &= both(granted, given) | USER
+        if code:
+            rights &= X | USER
         if not rights & R or (first in shadows.traced and not shadows.followed):
             rights &= ~W
         if not rights & PTE[access]:
             return False
-        self._owners[to, size] = first
-        shadows.map(table, n, first, to, rights)
+        if not code:
+            self._owners[to, size] = first
+        shadows.map(table, n, mapped.key, to if mapped.place is None else mapped.place, rights)
         if self._moves != before:
             shadows.clear(table, n)
             return False
         self.filled += 1
         return True
+
+    def _at_device(self, hart: Hart) -> None:
+        """An access of the hart's was to no memory."""
+
+    def _instructions(self, hart: Hart, top: Table, va: int, at: int) -> Mapped | None:
+        """What is executed of a page at an offset of the guest's memory; None: the step is the reference's. `top`: the
+        shadow that the hart's fetches begin at.
+        """
+        return Mapped(at)
 
     def _maps_whole(self, hart: Hart, first: int, machine: bool, granted: int) -> bool:
         """Whether one large page can map the superpage at an offset of the guest's memory."""
@@ -497,8 +535,13 @@ class TrapAndEmulate(Deprivileged):
         return self._computer.reference.permission(hart, ram.base + first, SUPERPAGE, machine) == granted
 
 
-def _mode(words: memoryview) -> tuple[int, int, int]:
-    return words[_SATP], words[_PRIV], words[_MSTATUS] & _ACCESS
+def _mode(words: memoryview) -> tuple[int, int, int, int]:
+    return words[_SATP], words[_PRIV], words[_MSTATUS] & _ACCESS, words[_ISATP]
+
+
+def _space(hart: Hart, code: bool) -> int:
+    """satp as its fetches have it, or its other accesses (isa.paging.space)."""
+    return (hart.isatp if code else 0) or hart.satp
 
 
 def _mixed(hart: Hart) -> bool:
