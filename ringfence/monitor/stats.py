@@ -9,10 +9,17 @@ from collections.abc import Iterator
 from ringfence.machine.board import Virt
 from ringfence.machine.machine import Computer
 from ringfence.monitor.technique.para import Paravirtual
+from ringfence.monitor.technique.translation import BinaryTranslation
 from ringfence.monitor.technique.trap import Deprivileged
 from ringfence.monitor.vm import VirtualMachine
 
 QUIET = {"machine switches", "frames shared", "copied at a write", "zeroed to give"}
+QUIET |= {
+    "pages translated",
+    "instructions replaced",
+    "translations that made room",
+    "made calls as they trapped often",
+}
 """What is no entry of its own to the monitor."""
 Stats = dict[str, dict[str, int]]
 """Source of overhead: what was done, and how often."""
@@ -50,6 +57,15 @@ def stats(vm: VirtualMachine) -> Stats:
         }
         if isinstance(engine, Paravirtual):
             privileged["calls"] = engine.calls
+        if isinstance(engine, BinaryTranslation):
+            code = engine.code
+            privileged |= {
+                "pages translated": code.translated,
+                "instructions replaced": code.replaced,
+                "pages written to": code.written,
+                "translations that made room": code.evicted,
+                "made calls as they trapped often": code.called,
+            }
         paging |= {"translations": engine.filled, "writes to page tables": engine.table_writes}
     return {
         "integrity of the virtual processor": {"slices": account.slices, "machine switches": account.switches},
