@@ -139,7 +139,8 @@ technique = click.option(
     metavar="NAME[,NAME...]",
     help="How monitors keep control: by the machine's own facility (virtualizer), or by trap and emulate: all of the "
     "guest in user mode (trap), or its kernel in supervisor mode on harts with a VM bit (vm-bit; without one, trap-s, "
-    "it goes wrong), or by calls of a guest that knows its monitor (para). One for all, or one for each, the outermost "
+    "it goes wrong), or there in translations of its code (translation), or by calls of a guest that knows its "
+    "monitor (para). One for all, or one for each, the outermost "
     "first, with commas between. Default: virtualizer.",
 )
 

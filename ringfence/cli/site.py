@@ -23,7 +23,7 @@ What a guest has:
                                     of the image's shell
     kernel, initrd, append, bios    instead of an image; as `ringfence run`
     memory, harts, seed             as `ringfence run`
-    technique                       virtualizer, trap, vm-bit or para
+    technique                       virtualizer, trap, vm-bit, translation or para
     share                           weighs against the others' shares of harts
     cap, reservation                the most and the least that it gets of them,
                                     in fractions of one hart

@@ -38,6 +38,7 @@ from ringfence.machine.map import GuestRam
 from ringfence.machine.memory import FRAME, READ, Ram
 from ringfence.monitor.technique.rings import AS_THEY_ARE
 from ringfence.monitor.technique.shadow import Shadows, Table
+from ringfence.monitor.technique.trap import CODE
 from ringfence.monitor.vm import VirtualMachine
 from ringfence.word import Int, Word
 
@@ -319,6 +320,8 @@ def _shadows_of(ram: Beside, at: int, level: int, va: int, names: dict[Ram, str]
 
 def _mode(root: Table) -> str:
     key = root.key
+    if key.mode & CODE:
+        return "M-mode's fetches" if key.mode & 1 and key.rights is not None else "S-mode's fetches"
     if key.rights is not None:
         return "M-mode" if key.mode & 1 else "untranslated"
     if key.mode & AS_THEY_ARE:

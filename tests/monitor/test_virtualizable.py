@@ -19,6 +19,7 @@ from ringfence.monitor.chosen import CLOSED, choose
 from ringfence.monitor.instance import Instance, instances
 from ringfence.monitor.sensitive_data import IN_MEMORY, Reference, references
 from ringfence.monitor.technique.rings import RINGS, Rings, rights_of
+from ringfence.monitor.technique.translation import SENSITIVE
 from ringfence.monitor.virtual_state import (
     APART,
     AT_REST,
@@ -113,6 +114,11 @@ def test_witness_is_a_read_in_s_and_one_part(name: str) -> None:
     [(_, guest, monitor)] = witness.parts
     assert guest != monitor
     assert witness.bare != witness.real and witness.bare.startswith("a0 = ") and witness.real.startswith("a0 = ")
+
+
+def test_translation_replaces_what_is_sensitive_in_s() -> None:
+    """Neither more CSRs nor fewer."""
+    assert {NUMBERS[violation.name] for violation in decided("S").violations} == SENSITIVE
 
 
 def test_witness_of_sstatus_shows_the_monitors_interrupt_enable() -> None:
