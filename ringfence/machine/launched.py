@@ -100,6 +100,9 @@ class LaunchedRam(GuestRam):
         self._watched[table, first] = frame, changes
         self.derived.watch(frame, changes)
 
+    def blank(self, at: int) -> bool:
+        return False  # that there is no answer is its monitor's to know
+
     def look(self, at: int) -> bytes:
         for right in (READ, WRITE, EXECUTE):
             with suppress(VmFault):

@@ -120,6 +120,12 @@ class Engine(Protocol):
         """How many instructions of a lent hart were applied to its virtual hart with no return of `launch`."""
         ...
 
+    def zeroes(self, hart: Hart) -> list[int]:
+        """Of pages that the hart has made zeroes by CBO.ZERO: how many; how many of them were zeroes before, as far as
+        their first block tells; and how many were there no frame for.
+        """
+        ...
+
     def space(self, hart: Hart) -> None:
         """A lent hart's mode, `satp`, SUM and MXR are to be what they are now whenever its virtual hart's are what they
         are now.
@@ -235,6 +241,8 @@ class Computer:
         self.aclint: Aclint
         self.timers: SupervisorTimers
         self.transcript: Transcript
+        self.zeroes = [0, 0, 0]
+        """As `Engine.zeroes` tells of a hart: those that the reference made, of all harts."""
         self.current = 0
         self.turn_end = NEVER if len(harts) == 1 else self.turns.draw()
         self.at_check_point = False

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ringfence.errors import WildMap
 from ringfence.isa.paging import ACCESSED, DIRTY, PPN, USER, R, V, W, X
-from ringfence.machine.memory import EXECUTE, FRAME, READ, WRITE, Ram
+from ringfence.machine.memory import BLANK, EXECUTE, FRAME, READ, WRITE, Ram
 
 ALL = READ | WRITE | EXECUTE
 SUPERPAGE = 512 * FRAME
@@ -228,6 +228,8 @@ class GuestRam(Ram):
         self.composed, self.wholes = _words(size // FRAME), _words(-(-size // SUPERPAGE))
         self._places, self._wholes = (memoryview(m).cast("B").cast("Q") for m in (self.composed, self.wholes))
         self._fault, self._release = fault, release
+        self._blanks = False
+        """Some frames were told to be blank."""
         self.absent: dict[int, Callable[[], bytes]] = {}
         """Frames (by offset) that f has no answer for, but that are not zero: how to look at their bytes."""
         self.shadows: Follower | None = None
@@ -243,6 +245,14 @@ class GuestRam(Ram):
         if not entry & right:
             entry = self._compose(at & -FRAME, right)
         return entry & -FRAME | at & FRAME - 1
+
+    def blank(self, at: int) -> bool:
+        at &= -FRAME
+        if self._places[at >> 12] or at in self.absent or self.f.look(at) is not None:
+            return self._places[at >> 12] == BLANK
+        self._places[at >> 12] = BLANK
+        self._blanks = True
+        return True
 
     def places(self, at: int, length: int, right: int = READ) -> Iterator[tuple[int, int]]:
         """What one piece asks for may be taken from another that came before: use each before the next."""
@@ -272,7 +282,7 @@ class GuestRam(Ram):
         whole = to | rights
         if isinstance(host, GuestRam):
             composed = array("Q", host._places[to >> 12 : (to >> 12) + count])
-            if rights != ALL:
+            if rights != ALL or host._blanks:
                 composed = array("Q", (entry & (-FRAME | rights) for entry in composed))
             whole = host._wholes[to >> 21] & (-FRAME | rights) if to % SUPERPAGE == 0 else 0
         else:

@@ -13,6 +13,8 @@ from ringfence.machine.device.device import AccessFault
 FRAME = 4096
 READ, WRITE, EXECUTE = 1, 2, 4
 """Rights to a frame."""
+BLANK = 8
+"""In place of rights: f has no answer for the frame, so it is zeroes, and CBO.ZERO has nothing to do there."""
 
 
 def amount(size: int) -> str:
@@ -61,6 +63,10 @@ class Ram:
         if at < 0 or at + length > self.size:
             raise AccessFault
         return at
+
+    def blank(self, at: int) -> bool:
+        """Whether there is no frame at an offset, which so is zeroes; it may be relied on until there is one."""
+        return False
 
     def place(self, at: int, right: int = READ) -> int:
         """The place of offset `at`, which is to be read, written or executed."""

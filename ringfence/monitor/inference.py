@@ -88,6 +88,24 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Zeroed:
+    """Frames that were made zeroes. `by_guest`: by CBO.ZERO, from their first block on; `by_both`: of them those that
+    the monitor had given as zeroes and that were so still, as far as their first block tells; `no_frame`: those for
+    which f had no answer, and was not asked for one.
+    """
+
+    by_monitor: int
+    """To be given: they had held something else."""
+    by_guest: int
+    by_both: int
+    no_frame: int
+
+    def __str__(self) -> str:
+        guest = f"{self.by_guest:,} by the guest, {self.by_both:,} of them again, {self.no_frame:,} without a frame"
+        return f"{self.by_monitor:,} frames zeroed by the monitor, {guest}"
+
+
+@dataclass(frozen=True)
 class Learned:
     """`spaces`: by their steps, most first. `steps`: all that were charged to somebody, those to harts that did not
     translate included.
@@ -108,6 +126,7 @@ class Learned:
     """There are no more than were looked for."""
     page_cache: dict[int, Block]
     """By the physical addresses of frames: the block that went through last, where its bytes are the disk's now."""
+    zeroed: Zeroed
 
     def __str__(self) -> str:
         living = [space for space in self.spaces if not space.over]
@@ -117,7 +136,7 @@ class Learned:
             told += f", the longest {most.steps / self.steps:.0%} of the steps (satp {most.satp:#x})"
         more = "" if self.complete else "more than "
         tables = f"{more}{len(self.tables):,} frames of page tables, {len(self.page_cache):,} of page cache"
-        return f"{told}; idle {self.idle:.0%}; {tables}"
+        return f"{told}; idle {self.idle:.0%}; {tables}; {self.zeroed}"
 
 
 class _Seen:
@@ -265,7 +284,14 @@ class Inference:
             frozenset(walks.tables),
             walks.complete,
             dict(self._page_cache()),
+            self._zeroed(),
         )
+
+    def _zeroed(self) -> Zeroed:
+        vm = self._vm
+        every = [vm.zeroes, *(vm.engine.zeroes(hart) for hart in vm.harts)]
+        pages, again, blank = map(sum, zip(*every, strict=True))
+        return Zeroed(vm.account.zeroed, pages, again - blank, blank)
 
 
 class _Walks:

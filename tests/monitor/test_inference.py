@@ -52,6 +52,62 @@ def counting(machine: Virt, rounds: int = 100) -> None:
     machine.console.send("wait\n")
 
 
+# Who zeroes what
+
+
+def zeroing(pages: list[tuple[str, int]]) -> list[int]:
+    """M-mode code that zeroes pages by CBO.ZERO, or writes into them, and ends in a loop."""
+    code = []
+    for what, page in pages:
+        code += [put("lui", rd=5, imm=page * FRAME), put("add", rd=5, rs1=5, rs2=10)]
+        if what == "zero":
+            code += [put("addi", rd=6, rs1=0, imm=64), put("cbo.zero", rs1=5), put("addi", rd=5, rs1=5, imm=64)]
+            code += [put("addi", rd=6, rs1=6, imm=-1), put("bne", rs1=6, rs2=0, imm=-12)]
+        else:
+            code += [put("sd", rs1=5, rs2=10), put("sd", rs1=5, rs2=10, imm=2040)]
+    return [*code, put("jal", rd=0, imm=0)]
+
+
+FAR, NEXT = 1024, 1025
+"""Pages in a superpage that nobody has touched."""
+ZEROING: list[list[Technique]] = [
+    ["virtualizer"],
+    ["trap"],
+    ["translation"],
+    ["virtualizer"] * 2,
+    ["virtualizer", "trap"],
+]
+
+
+@pytest.mark.parametrize("engine", ["threaded", "reference"])
+@pytest.mark.parametrize("techniques", ZEROING, ids="-".join)
+def test_zeroing_what_nothing_backs_takes_no_frame(techniques: list[Technique], engine: Engine) -> None:
+    """And what is backed later is zeroed again when it is to be."""
+    steps = [("zero", FAR), ("zero", NEXT), ("zero", FAR)]
+    code = zeroing([*steps, ("write", NEXT), ("write", FAR), ("zero", FAR), ("zero", NEXT + 1)])
+    split = len(zeroing(steps)) - 1
+    depth = len(techniques)
+    bare, vm = virt(MEMORY, engine=engine), nested(depth, MEMORY, technique=techniques, engine=engine)
+    assert isinstance(vm, VirtualMachine)
+    for board in (bare, vm):
+        board.ram.write(RAM, b"".join(word.to_bytes(4, "little") for word in code))
+        board.harts[0].pc, board.harts[0].x[10] = RAM, RAM
+    held = vm.held
+    for board in (bare, vm):
+        board.run(3 * (3 + 64 * 4))
+    assert vm.harts[0].pc == RAM + 4 * split
+    zeroed = learned(vm).zeroed
+    assert (zeroed.by_guest, zeroed.by_both, zeroed.no_frame) == (3, 0, 3)
+    assert vm.held == held and vm.ram.f.vacant(FAR * FRAME)
+    for board in (bare, vm):
+        board.run(2000)
+    assert vm.harts[0].pc == RAM + 4 * (len(code) - 1) and not any(vm.ram.peek(FAR * FRAME, FRAME))
+    zeroed = learned(vm).zeroed
+    assert (zeroed.by_guest, zeroed.by_both, zeroed.no_frame) == (5, 1, 3)
+    assert bare.digest() == vm.digest()
+    assert "5 by the guest, 1 of them again, 3 without a frame" in "\n".join(lines(vm))
+
+
 # Which process runs
 
 

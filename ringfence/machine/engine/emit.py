@@ -7,7 +7,8 @@ call of the next record's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Any, NoReturn
 
 from ringfence.isa import tlb
@@ -17,7 +18,7 @@ from ringfence.isa.trap import Cause, S
 from ringfence.machine.engine import layout
 from ringfence.machine.engine.layout import CODE, ENTRY, RECORD, SHADOWED, TABLE, Action, Geometry
 from ringfence.machine.hart import FIELDS
-from ringfence.machine.memory import READ, WRITE
+from ringfence.machine.memory import BLANK, READ, WRITE
 from ringfence.word import Builder, Int, Ir, Word, low, select, sext, zext
 
 OFFSETS = {name: field.offset for name, field in (FIELDS | layout.FIELDS).items()}
@@ -167,9 +168,9 @@ class Emit:
         bits = self.pointer(self.address(self.field("machine")), layout.MACHINE["breaks"].offset)
         return low(zext(self.peek(self.pointer(bits, offset >> 4), 8)) >> (offset >> 1 & 7), 1) == 1
 
-    def frame(self, pa: Word, right: int) -> tuple[Word, Word, Word]:
+    def frame(self, pa: Word, right: int, blank: Callable[[], object] | None = None) -> tuple[Word, Word, Word]:
         """(place in RAM, the machine's frame, the bare machine's) of a physical address; what is not RAM is the
-        reference's. A virtual machine's f is composed already.
+        reference's. A virtual machine's f is composed already. `blank`: what to do where there is no frame.
         """
         offset = pa - self.field("ram_base")
         self.when(offset >= self.field("ram_size"), self.rare)
@@ -180,8 +181,10 @@ class Emit:
             place = self.peek(self.address(self.field("places") + (frame << 3)))
 
             def fault() -> None:
+                if blank is not None:
+                    self.when((place & BLANK) != 0, blank)
                 self.set_field("cause", frame)
-                self.set_field("tval", Int(right))
+                self.set_field("tval", Int(right | (BLANK if blank is not None else 0)))
                 self.leave(Action.FAULT)
 
             self.when((place & right) == 0, fault)
@@ -479,10 +482,10 @@ class Handler(Emit):
 
     # m
 
-    def _host(self, va: Word, size: int, write: bool, aligned: bool = False) -> str:
+    def _host(self, va: Word, size: int, write: bool, aligned: bool = False, slow_path: str = "") -> str:
         """The host address of an access: a TLB hit, or the slow path, which may not come back."""
         hit, entry = self._hit(va, size, write)
-        slow = partial(self._missed, va, size, write, aligned)
+        slow = partial(self._missed, va, size, write, aligned, slow_path or ("slow_store" if write else "slow_load"))
         return self.address(self.when(hit, lambda: va + self.peek(self.pointer(entry, 8)), slow))
 
     def _found(self, va: Word, size: int, write: bool, aligned: bool) -> tuple[str, Word]:
@@ -501,13 +504,12 @@ class Handler(Emit):
         )
         return (va & (-4096 | size - 1)) == self.peek(entry), entry
 
-    def _missed(self, va: Word, size: int, write: bool, aligned: bool) -> Word:
+    def _missed(self, va: Word, size: int, write: bool, aligned: bool, name: str) -> Word:
         if self.twin is not None:
             self.tail(f"@{self.twin}")
         if aligned:
             misaligned = (va & size - 1) != 0
             self.when(misaligned, lambda: self.trap(MISALIGNED[Access.STORE if write else Access.LOAD], va))
-        name = "slow_store" if write else "slow_load"
         host = self.b.op(f"call i64 @{name}(ptr %state, i64 {va}, i64 {size})", 64)
         self.when(host == 0, lambda: self.tail("@leave"))
         return host
@@ -542,9 +544,20 @@ class Handler(Emit):
         return zext(held ^ 1)
 
     def zero_block(self, va: Word) -> None:
-        host = self._host(va & -64, 64, True)
-        for n in range(0, 64, 8):
-            self.poke(self.pointer(host, n), Int(0))
+        host = self._host(va & -64, 64, True, slow_path="slow_zero")
+        words = [self.pointer(host, n) for n in range(0, 64, 8)]
+
+        def count() -> None:
+            sink = self.b.op(f"ptrtoint ptr {self.pointer('%state', OFFSETS['sink'])} to i64", 64)
+            blank = self.b.op(f"ptrtoint ptr {host} to i64", 64) == sink
+            before = reduce(or_, map(self.peek, words))
+            for n, more in enumerate((Int(1), zext(before == 0), zext(blank))):
+                place = self.pointer("%state", OFFSETS["zeroes"] + 8 * n)
+                self.poke(place, self.peek(place) + more)
+
+        self.when((va & 4032) == 0, count)
+        for word in words:
+            self.poke(word, Int(0))
 
     def touch(self, va: Word) -> None:
         """Where a load is permitted nothing more is asked; the reference sees to the rest."""

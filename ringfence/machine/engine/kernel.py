@@ -26,6 +26,7 @@ def functions(g: Geometry) -> str:
         _float_state(g),
         _mtime(g),
         *(_slow(g, access) for access in Access),
+        _slow(g, Access.STORE, zero=True),
         _fetch(g),
         _leave(g),
         _leave_at(g),
@@ -100,8 +101,9 @@ def _mtime(g: Geometry) -> str:
     return e.text("internal i64 @mtime(ptr %state, i64 %steps) nounwind")
 
 
-def _slow(g: Geometry, access: Access) -> str:
+def _slow(g: Geometry, access: Access, zero: bool = False) -> str:
     """An access that missed its TLB: the host address (or, for a fetch, the page's first record); 0 with `action` set.
+    `zero`: nothing but zeroes is written, so where there is no frame none is needed.
 
     What is derived from a frame that a store is about to change is dropped before it."""
     e = Emit(g)
@@ -125,7 +127,13 @@ def _slow(g: Geometry, access: Access) -> str:
             entry = e.pointer(e.address(e.fetch_tlb), (va >> 12 & g.sets - 1) << 4)
         pa = translate(e, va, access)  # type: ignore[arg-type]
         e.set_field("physical", pa)
-        place, guest, frame = e.frame(pa, (EXECUTE, READ, WRITE)[access])
+
+        def sink() -> None:
+            place = e.pointer("%state", OFFSETS["sink"])
+            e.b.emit(f"ret i64 {e.b.op(f'ptrtoint ptr {place} to i64', 64)}")
+            raise Ended
+
+        place, guest, frame = e.frame(pa, (EXECUTE, READ, WRITE)[access], sink if zero else None)
         machine = effective_privilege(e, access) == M  # type: ignore[arg-type]
         bit = (2, 0, 1)[access]
         e.permitted(guest, select(machine, Int(bit + 4), Int(bit)))
@@ -183,7 +191,7 @@ def _slow(g: Geometry, access: Access) -> str:
             e.b.emit(f"ret i64 {first}")
         raise Ended
 
-    name = ("slow_fetch", "slow_load", "slow_store")[access]
+    name = "slow_zero" if zero else ("slow_fetch", "slow_load", "slow_store")[access]
     return e.define(f"internal i64 @{name}(ptr %state, i64 %va, i64 %size) noinline nounwind", body)
 
 

@@ -22,6 +22,8 @@ from ringfence.isa.trap import Status
 from ringfence.machine.hart import SIZE, table
 from ringfence.word import Word
 
+ZEROES = ("pages", "again", "blank")
+"""Of pages whose first block CBO.ZERO has made zeroes: all; those where it was zeroes before; those of no frame."""
 Place = TypeVar("Place", int, Word)
 
 SPACES = 16
@@ -56,6 +58,8 @@ FIELDS = table(
         ("action", 1),  # why native code leaves: Action
         ("cause", 1),
         ("tval", 1),
+        ("zeroes", len(ZEROES)),  # see there
+        ("sink", 8),  # for what CBO.ZERO writes where there is no frame
         ("physical", 1),  # the physical address of the last access that missed its TLB
         ("page_va", 1),  # the virtual page that is executed,
         ("page_base", 1),  # and its first record: with a record's place they give the pc

@@ -422,10 +422,18 @@ class Known:
     def zero_block(self, va: Word) -> None:
         assert isinstance(va, Int)
         pa = self._translate(va.value & ~63, 64, Access.STORE)
+        ram = self._computer.ram
         try:
-            self._computer.bus.ram.write(pa, bytes(64))
+            at = ram.offset(pa, 64)
         except AccessFault:
             raise Trap(Cause.STORE_ACCESS, va.value) from None
+        blank = ram.blank(at)
+        if not va.value & 4032:
+            before = bytes(64) if blank else ram.peek(at, 64)
+            for n, more in enumerate((1, before == bytes(64), blank)):
+                self._computer.zeroes[n] += more
+        if not blank:
+            ram.write(pa, bytes(64))
         self._accessed(va.value & ~63, 64, WRITE)
 
     def touch(self, va: Word) -> None:
@@ -666,6 +674,9 @@ class ReferenceEngine:
             if (reference.checked and clock.steps >= deadline) or self._kicked:
                 self._kicked = False
                 return None
+
+    def zeroes(self, hart: Hart) -> list[int]:
+        return [0, 0, 0]
 
     def applied(self, hart: Hart) -> int:
         return 0

@@ -13,7 +13,7 @@ from ringfence.machine.engine.layout import WATCHED_PAGES, Action
 from ringfence.machine.engine.native import CODE_BYTES, INDEX, MACHINE, Native, anonymous, host_address
 from ringfence.machine.hart import Hart
 from ringfence.machine.launch import SPACE, Trapped, user_hart
-from ringfence.machine.memory import FRAME, Ram
+from ringfence.machine.memory import BLANK, FRAME, Ram
 
 if TYPE_CHECKING:
     from ringfence.machine.clock import Clock
@@ -124,7 +124,9 @@ class Threaded:
             self.native.make_plain(words[INDEX["cause"]])
         elif action == Action.FAULT:
             clock.surcharge += SLOW
-            self._computer.ram.place(words[INDEX["cause"]] * FRAME, words[INDEX["tval"]])
+            ram, at, right = self._computer.ram, words[INDEX["cause"]] * FRAME, words[INDEX["tval"]]
+            if not right & BLANK or not ram.blank(at):
+                ram.place(at, right & ~BLANK)
         else:
             return False
         return True
@@ -149,6 +151,10 @@ class Threaded:
     def take_back(self, hart: Hart) -> None:
         self.native.remove(hart)
         self._returned.append(hart.number)
+
+    def zeroes(self, hart: Hart) -> list[int]:
+        at = INDEX["zeroes"]
+        return hart.words[at : at + len(layout.ZEROES)].tolist()
 
     def applied(self, hart: Hart) -> int:
         return hart.words[INDEX["applied"]]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ringfence.errors import MachineError
 from ringfence.isa import pmp
 from ringfence.isa.paging import MODES, PPN, USER, Access, R, W, X
+from ringfence.isa.spec import decode
 from ringfence.isa.trap import Cause, M, S, Status, U
 from ringfence.machine.engine.reference import Trap
 from ringfence.machine.hart import FIELDS, Hart
@@ -104,6 +105,8 @@ class Deprivileged:
         """Pages of the host's memory (by offset and size) and where in the guest's memory they are, or were."""
         self._reflected: Trapped | None = None
         """By the hart's own page tables the access that it trapped for last is a fault."""
+        self._zeroing = False
+        """The hart trapped at CBO.ZERO where there is no frame."""
         self._forgotten = 0
         """How often all translations were."""
         self.interpreted = self.filled = self.table_writes = 0
@@ -134,6 +137,9 @@ class Deprivileged:
                 return False
             self.interpreted += 1
             check = self._interpret(hart)
+            while self._zeroing and not (check or computer.wanted or hart.pc in computer.breakpoints):
+                check = self._interpret(hart)  # the next blocks
+            self._zeroing = False
             if computer.wanted:
                 return check
             if check and (
@@ -211,6 +217,9 @@ class Deprivileged:
         self._host.engine.take_back(self._real[hart.number])
         self._returned.append(hart.number)
         del self._protected[hart]
+
+    def zeroes(self, hart: Hart) -> list[int]:
+        return self._host.engine.zeroes(self._real[hart.number])
 
     def applied(self, hart: Hart) -> int:
         return self._host.engine.applied(self._real[hart.number])
@@ -470,6 +479,9 @@ class TrapAndEmulate(Deprivileged):
             shadows.untrace(at)
         if shadows.full:
             shadows.drop()
+        if access is Access.STORE and ram.blank(at) and self._zeroes_here(hart):
+            self._zeroing = hart.number < len(self._computer.harts)
+            return False
         ram.place(at, RIGHT[access])
 
         code = access is Access.FETCH and self._separate(hart)
@@ -514,6 +526,16 @@ class TrapAndEmulate(Deprivileged):
             return False
         self.filled += 1
         return True
+
+    def _zeroes_here(self, hart: Hart) -> bool:
+        """Whether the hart trapped at CBO.ZERO."""
+        ram, pc = self._ram, self._real[hart.number].words[_PC]
+        pa, _, _ = self._computer.reference.walk(hart, pc, Access.FETCH)
+        at = pa - ram.base
+        if pc & FRAME - 1 > FRAME - 4 or not 0 <= at < ram.size:
+            return False
+        found = decode(int.from_bytes(ram.peek(at, 4, EXECUTE), "little"))
+        return found is not None and found[0].name == "cbo.zero"
 
     def _at_device(self, hart: Hart) -> None:
         """An access of the hart's was to no memory."""
