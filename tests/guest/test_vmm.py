@@ -86,7 +86,9 @@ def test_vmm_is_the_same_wherever_runs_stop() -> None:
     check(virt(memory(3), isa="hv"), 3, slice_=7919)
 
 
-@pytest.mark.parametrize("techniques", [["virtualizer"], ["trap"], ["virtualizer", "trap"], ["trap", "trap"]])
+@pytest.mark.parametrize(
+    "techniques", [["virtualizer"], ["trap"], ["virtualizer", "trap"], ["trap", "trap"], ["translation"]]
+)
 def test_vmm_stands_on_monitors_of_python(techniques: list[Technique]) -> None:
     """It cannot tell a virtual machine of theirs from the bare one."""
     depth = 2
@@ -253,7 +255,7 @@ def test_vmm_gets_its_share_and_leaves_what_it_does_not_need() -> None:
     assert (nested_.steps - before[0]) / (busy.steps - before[1]) == pytest.approx(2, rel=0.02)
 
 
-@pytest.mark.parametrize("technique", ["virtualizer", "trap"])
+@pytest.mark.parametrize("technique", ["virtualizer", "trap", "translation"])
 def test_vmm_does_not_notice_that_its_memory_is_taken(technique: Technique) -> None:
     """Frames with its program, maps and machines' memory go to the paging disk at random steps, and come back; or are
     shared with another's, and copied when they are written.

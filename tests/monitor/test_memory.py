@@ -216,7 +216,7 @@ def test_machine_too_small_for_a_map_is_refused() -> None:
             monitor.create(f"guest{n}", 4 * MiB)
 
 
-@pytest.mark.parametrize("technique", ["virtualizer", "trap"])
+@pytest.mark.parametrize("technique", ["virtualizer", "trap", "translation"])
 def test_machine_that_cannot_be_made_takes_nothing(technique: Technique, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are too few harts for it, at either level: memory and harts are free as before."""
     monkeypatch.setattr("ringfence.machine.engine.native.HARTS", 16)
@@ -234,7 +234,7 @@ def test_machine_that_cannot_be_made_takes_nothing(technique: Technique, monkeyp
             assert monitor._allocator.free == free
 
 
-@pytest.mark.parametrize("technique", ["virtualizer", "trap"])
+@pytest.mark.parametrize("technique", ["virtualizer", "trap", "translation"])
 def test_memory_is_all_free_when_all_machines_are_gone(technique: Technique) -> None:
     """Machines are made, run, shared, paged, cleared and destroyed at random, with too little memory and paging disk
     for all: no frame and no slot is free twice, or is free and a machine's, and at the end all are free.

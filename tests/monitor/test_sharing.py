@@ -121,7 +121,11 @@ TECHNIQUES: tuple[Technique, ...] = ("virtualizer", "trap")
 
 @pytest.mark.parametrize(
     ("outside", "inside", "tlb"),
-    [*((outside, inside, "hardware") for outside in TECHNIQUES for inside in TECHNIQUES), ("trap", "trap", "software")],
+    [
+        *((outside, inside, "hardware") for outside in TECHNIQUES for inside in TECHNIQUES),
+        ("trap", "trap", "software"),
+        ("translation", "translation", "hardware"),
+    ],
 )
 def test_selftest_is_the_same_where_frames_are_shared(outside: Technique, inside: Technique, tlb: Tlb) -> None:
     """At random steps, of machines and of machines on one of them, some of which are paged out: each ends as alone,

@@ -158,7 +158,7 @@ def test_shadows_may_be_rebuilt_at_each_write_of_satp(harts: int, depth: int) ->
     assert filled[1] > filled[0]
 
 
-@pytest.mark.parametrize("technique", [*TRAP, *VM_BIT])
+@pytest.mark.parametrize("technique", [*TRAP, *VM_BIT, *TRANSLATION])
 def test_selftest_with_harts_is_the_same(technique: Technique) -> None:
     assert selftest(nested(2, 64 * MiB, 3, technique=technique)) == bare_selftest(3)
 
@@ -185,19 +185,22 @@ def test_entry_that_comes_back_is_filled_natively(depth: int, monkeypatch: pytes
     assert filled[0] < filled[1]
 
 
-@pytest.mark.parametrize("technique", [*TRAP, *VM_BIT])
+@pytest.mark.parametrize("technique", [*TRAP, *VM_BIT, *TRANSLATION])
 def test_selftest_is_the_same_in_the_reference(technique: Technique) -> None:
     assert selftest(nested(1, 64 * MiB, engine="reference", technique=technique)) == bare_selftest(1)
 
 
 def test_debian_boots_the_same(debian: Image) -> None:
-    """With every mode of its own in user mode; or with a VM bit, at depth 2 too."""
+    """With every mode of its own in user mode; or with a VM bit or translated, at depth 2 too."""
     bare = boot(nested(0, 256 * MiB), debian)
-    for techniques in (TRAP, VM_BIT, VM_BIT * 2):
+    for techniques in (TRAP, VM_BIT, VM_BIT * 2, TRANSLATION, TRANSLATION * 2):
         assert boot(nested(len(techniques), 256 * MiB, technique=techniques), debian) == bare
 
 
-@pytest.mark.parametrize(("outer", "inner"), [("trap", "trap"), ("virtualizer", "trap"), ("vm-bit", "vm-bit")])
+TAKEN = [("trap", "trap"), ("virtualizer", "trap"), ("vm-bit", "vm-bit"), ("translation",) * 2, ("trap", "translation")]
+
+
+@pytest.mark.parametrize(("outer", "inner"), TAKEN)
 def test_frames_taken_from_a_trapped_guest_come_back(outer: Technique, inner: Technique) -> None:
     """Shadows follow f: frames are taken at both levels while the guest runs, and it ends as it would have."""
     rng = random.Random(3)
@@ -219,8 +222,11 @@ def test_frames_taken_from_a_trapped_guest_come_back(outer: Technique, inner: Te
     assert selftest(guest) == bare_selftest(1)
 
 
-@pytest.mark.parametrize("outer", ["trap", "virtualizer"])
-def test_frames_taken_while_shadows_are_made_come_back(outer: Technique) -> None:
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [("trap", "trap"), ("virtualizer", "trap"), ("virtualizer", "translation"), ("translation",) * 2],
+)
+def test_frames_taken_while_shadows_are_made_come_back(outer: Technique, inner: Technique) -> None:
     """Memory is short whenever a frame is asked for, at either level, so that the guest's own tables and the shadows'
     are taken away while one that leads to them is made.
     """
@@ -228,7 +234,7 @@ def test_frames_taken_while_shadows_are_made_come_back(outer: Technique) -> None
     host = Monitor(virt(160 * MiB))
     middle = host.create("middle", 120 * MiB, technique=outer)
     monitor = Monitor(middle)
-    guest = monitor.create("guest", 64 * MiB, technique="trap")
+    guest = monitor.create("guest", 64 * MiB, technique=inner)
     taken = 0
 
     def short(taker: Monitor, victim: VirtualMachine, tables: Callable[[], Sequence[int]]) -> None:
