@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection
 from benchmarks.events import faults, switches
 from benchmarks.paging import paging
 from benchmarks.rest import rest
-from benchmarks.speed import debian, programs, rings
+from benchmarks.speed import debian, programs
 from benchmarks.table import Row, show
+from benchmarks.techniques import techniques
 
 Group = dict[str, list[Row]]
 """Rows under headings."""
@@ -22,7 +23,7 @@ def _speed(runs: int) -> Group:
 
 GROUPS: dict[str, Callable[[int], Group]] = {
     "speed": _speed,
-    "rings": lambda runs: {"Corral's kernel in other modes, the bare machine = 1": rings(runs)},
+    "techniques": lambda runs: {"time by technique, the bare machine's = 1": techniques(runs)},
     "switch": lambda runs: {"machine switch": switches(runs)},
     "rest": lambda _: {"a guest at rest, of a core": rest()},
     "paging": lambda _: {"a guest that pages on a machine that is paged": paging()},

@@ -14,7 +14,6 @@ from benchmarks.build import program
 from benchmarks.debian import PROMPT, debian_image, initrd
 from benchmarks.table import Row
 from ringfence.guest.loader import load
-from ringfence.guest.program import CORRAL
 from ringfence.machine.board import MiB, Virt
 from ringfence.machine.exit import Budget, PowerOff
 from ringfence.monitor.monitor import Technique, nested
@@ -33,15 +32,8 @@ KINDS: dict[str, tuple[int, Technique]] = {
     "depth 8": (8, "virtualizer"),
     "trap": (1, "trap"),
 }
-BARS = {"depth 1": 1.01, "depth 8": 1.05, "para": 1.10}
+BARS = {"depth 1": 1.01, "depth 8": 1.05}
 """The most time, with the bare machine's = 1."""
-RINGS: dict[str, tuple[int, Technique]] = {
-    "bare": (0, "virtualizer"),
-    "trap": (1, "trap"),
-    "vm-bit": (1, "vm-bit"),
-    "para": (1, "para"),
-}
-"""The embedded guest's kernel in other modes than its own; `para`: it knows."""
 TRAP_BOOT = 10.0
 """Seconds."""
 DIRECT = 99.9
@@ -98,24 +90,6 @@ def programs(runs: int) -> list[Row]:
             for machine in machines.values():
                 load(machine, program(name, rounds=rounds), bios="none")
             found.append(race(machines))
-        rows += compared(what, found)
-    return rows
-
-
-def rings(runs: int) -> list[Row]:
-    """The embedded guest's system calls, and switches between two of its processes."""
-    machines = {kind: nested(depth, 64 * MiB, technique=technique) for kind, (depth, technique) in RINGS.items()}
-    for machine in machines.values():
-        load(machine, CORRAL)
-        machine.console.expect("corral> ")
-    rows = []
-    work = (("system call", "calls", 1_000_000, "calls in"), ("context switch", "pingpong", 20_000, "rounds in"))
-    for what, command, least, end in work:
-        found = []
-        for count in range(least, least + runs):
-            for machine in machines.values():
-                machine.console.send(f"run {command} {count}\n")
-            found.append(race(machines, f"{count} {end}"))
         rows += compared(what, found)
     return rows
 

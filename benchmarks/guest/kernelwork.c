@@ -1,5 +1,6 @@
-// Runs inside Debian: null system calls, page faults, fork and wait, loads that each depend on the last, or passes over
-// memory, as many as argv says; the last two in small pages of so many MiB.
+// Runs inside Debian: null system calls, page faults, fork and wait, the same with exec, switches between two processes,
+// rounds of arithmetic, loads that each depend on the last, or passes over memory, as many as argv says; the last two in
+// small pages of so many MiB.
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -34,6 +35,37 @@ int main(int argc, char **argv) {
             if (child == 0) _exit(0);
             waitpid(child, 0, 0);
         }
+    } else if (!strcmp(argv[1], "exec")) {
+        for (long i = 0; i < n; i++) {
+            pid_t child = fork();
+            if (child == 0) {
+                execl(argv[0], argv[0], "syscall", "0", (char *)0);
+                _exit(1);
+            }
+            waitpid(child, 0, 0);
+        }
+    } else if (!strcmp(argv[1], "switch")) {
+        int there[2], back[2];
+        char c = 0;
+        if (pipe(there) || pipe(back)) return 1;
+        pid_t child = fork();
+        for (long i = 0; i < n; i++) {
+            if (child == 0) {
+                if (read(there[0], &c, 1) != 1 || write(back[1], &c, 1) != 1) _exit(1);
+            } else if (write(there[1], &c, 1) != 1 || read(back[0], &c, 1) != 1) {
+                return 1;
+            }
+        }
+        if (child == 0) _exit(0);
+        waitpid(child, 0, 0);
+    } else if (!strcmp(argv[1], "arithmetic")) {
+        unsigned long a = 1, b = n;
+        for (long i = 0; i < n; i++) {
+            a = a * 6364136223846793005 + 1442695040888963407;
+            b ^= a >> 33 | b << 7;
+            if (b & 1) a += b;
+        }
+        return a == b;
     } else if (!strcmp(argv[1], "chase")) {
         line *lines = small_pages(length), *at = lines;
         long count = length / sizeof *lines;

@@ -17,7 +17,8 @@ from ringfence.isa.spec import disassemble
 from ringfence.isa.trap import Cause, Irq
 from ringfence.machine.bus import Bus
 from ringfence.machine.device.device import AccessFault
-from ringfence.machine.engine.reference import Known, ReferenceEngine, bind
+from ringfence.machine.engine.bound import bind
+from ringfence.machine.engine.reference import Known, ReferenceEngine
 from ringfence.machine.hart import FIELDS, SIZE, Hart
 from ringfence.machine.machine import Computer
 

@@ -312,10 +312,9 @@ class Monitor:
 
             return lambda vm: Paravirtual(vm, ram, host, self._shadows(ram), kept)
         if technique == "translation":
-            from ringfence.monitor.technique.translation import BinaryTranslation, CodeCache
+            from ringfence.monitor.technique.translation import BinaryTranslation
 
-            cache = CodeCache(host.ram, self._frame, self._free_frame, code)
-            return lambda vm: BinaryTranslation(vm, ram, host, self._shadows(ram), kept, cache)
+            return lambda vm: BinaryTranslation(vm, ram, host, self._shadows(ram), kept, code)
         rings, vm_bit = _RINGS[technique]
         if host.inputs.tlb == "software":
             from ringfence.monitor.technique.refill import SecondLevel, TrapAndRefill

@@ -5,17 +5,16 @@ does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from ringfence.isa import ieee754, pmp, tlb, trap
 from ringfence.isa.csr import csr_write
 from ringfence.isa.paging import ACCESS_FAULT, MISALIGNED, Access
-from ringfence.isa.spec import Insn, decode
 from ringfence.isa.trap import Cause, M, S, Status
 from ringfence.machine.device.aclint import TICK_NS
 from ringfence.machine.device.device import AccessFault
 from ringfence.machine.engine import plain
+from ringfence.machine.engine.bound import bind
 from ringfence.machine.hart import FIELDS, Hart
 from ringfence.machine.launch import Trapped, user_hart
 from ringfence.machine.memory import EXECUTE, Ram
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from ringfence.machine.machine import Computer
 
 _INDEX = {name: field.offset >> 3 for name, field in FIELDS.items()}
-_PC, _F, _PRIV, _MSTATUS = _INDEX["pc"], _INDEX["f"], _INDEX["priv"], _INDEX["mstatus"]
+_PC, _PRIV, _MSTATUS = _INDEX["pc"], _INDEX["priv"], _INDEX["mstatus"]
 _FFLAGS, _FRM, _RESERVATION = _INDEX["fflags"], _INDEX["frm"], _INDEX["reservation"]
 _FS = 3 << Status.FS
 _MPRV, _SUM_MXR = 1 << Status.MPRV, 1 << Status.SUM | 1 << Status.MXR
@@ -36,7 +35,6 @@ _SATP, _ISATP, _SOFTWARE_TLB = _INDEX["satp"], _INDEX["isatp"], _INDEX["software
 _TLB = slice(_INDEX["tlb_tag"], _INDEX["tlb_pte"] + FIELDS["tlb_pte"].count)
 _NONE = (1 << 64) - 1
 MSTATUS = 0x300
-WIDTHS = {"csr": 12, "rm": 3}
 
 
 def value_of(word: Word | int) -> int:
@@ -52,33 +50,6 @@ class Trap(Exception):
 
     def __init__(self, cause: int, tval: int) -> None:
         self.cause, self.tval = cause, tval
-
-
-class Bound:
-    """A decoded instruction with its operands looked up: what `step` needs, once a distinct instruction."""
-
-    __slots__ = ("args", "floating", "length", "meaning", "result", "row")
-
-    def __init__(self, row: Insn, operands: dict[str, int], length: int) -> None:
-        self.row, self.meaning, self.length = row, row.meaning, length
-        self.args: list[tuple[int, Any]] = []  # (0, word) (1, index of a register) (2, name of an effect)
-        for name in row.params:
-            if name not in row.fields:
-                self.args.append((2, name))
-            elif name.startswith("rs"):
-                self.args.append((1, operands[name]))
-            elif name.startswith("fs"):
-                self.args.append((1, _F + operands[name]))
-            else:
-                self.args.append((0, Int(operands[name], WIDTHS.get(name, 64))))
-        self.result = operands["rd"] or 32 if "rd" in row.fields else _F + operands["fd"] if "fd" in row.fields else 32
-        self.floating = row.floating
-
-
-@lru_cache(1 << 16)
-def bind(word: int) -> Bound | None:
-    found = decode(word)
-    return Bound(*found) if found else None
 
 
 class _Walk(NamedTuple):

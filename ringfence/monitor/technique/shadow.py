@@ -63,7 +63,7 @@ class Shadows:
     def __init__(
         self, guest: Ram, host: Ram, frame: Callable[[], int], give_back: Callable[[int], None], most: int
     ) -> None:
-        self._guest, self.host, self._frame, self._give_back, self._most = guest, host, frame, give_back, most
+        self.guest, self.host, self.frame, self.give_back, self._most = guest, host, frame, give_back, most
         self.followed = False
         """Whether what is written to a frame that has shadows is seen to by the machine."""
         self._places: dict[int, int] = {}
@@ -84,8 +84,8 @@ class Shadows:
         found = self._tables.get(key)
         if found is None:
             if key.rights is None:
-                self._guest.place(key.at, WRITE)  # a frame of its own: shadows follow it by its place
-            place = self._frame()
+                self.guest.place(key.at, WRITE)  # a frame of its own: shadows follow it by its place
+            place = self.frame()
             found = self._tables[key] = Table(key, place)
             if key.rights is None:
                 if key.at not in self.traced:
@@ -97,13 +97,13 @@ class Shadows:
 
     def another(self, guest: Ram) -> Shadows:
         """For one machine more, on the same host."""
-        return Shadows(guest, self.host, self._frame, self._give_back, self._most)
+        return Shadows(guest, self.host, self.frame, self.give_back, self._most)
 
     def _watch(self, at: int) -> None:
         """The machine sees to it that shadows follow the frame; else it is not to be written directly."""
         derived = self.host.derived
         before = derived.moves
-        frame = self._guest.place(at) // FRAME
+        frame = self.guest.place(at) // FRAME
         shadows = [self.host.place(table.place) // FRAME for table in self.traced.get(at, ())]
         if derived.moves != before:  # these are not the places any more
             self.untrace(at)
@@ -176,7 +176,7 @@ class Shadows:
         elif table.key.rights is None:
             derived = self.host.derived
             before = derived.moves
-            place, source = self.host.place(table.place + 8 * n), self._guest.place(table.key.at + 8 * n)
+            place, source = self.host.place(table.place + 8 * n), self.guest.place(table.key.at + 8 * n)
             if derived.moves == before:
                 derived.filled(place, source, entry)
 
@@ -248,7 +248,7 @@ class Shadows:
         for table in tables:
             for n in [*table.leaves, *table.children]:
                 self.clear(table, n)
-            self._give_back(table.place)
+            self.give_back(table.place)
         self.on_free()
 
     def _unwatch(self, frame: int) -> None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from ringfence.errors import OutOfMemory
 from ringfence.isa.spec import ISA
 from ringfence.isa.trap import S
 from ringfence.machine.engine.handlers import CALL
@@ -120,14 +122,14 @@ class Page:
 
 
 class CodeCache:
-    """The translations of one virtual machine's code, in at most `most` frames of `host`, which `frame` gives and
-    `give_back` takes. Where there are as many, the oldest makes room.
+    """The translations of one virtual machine's code, in at most `most` frames of the host machine's memory; where that
+    is not enough the oldest makes room.
     """
 
-    def __init__(self, host: Ram, frame: Callable[[], int], give_back: Callable[[int], None], most: int) -> None:
-        self._host, self._frame, self._give_back, self._most = host, frame, give_back, most
-        self._guest: Ram
-        self._shadows: Shadows
+    def __init__(self, shadows: Shadows, most: int) -> None:
+        """Entries of these shadows map the translations."""
+        self._shadows, self.most = shadows, most
+        self._guest, self._host = shadows.guest, shadows.host
         self.pages: dict[int, Page] = {}
         """By `key`, the oldest first."""
         self._watched: dict[int, tuple[int, Callable[[], None]]] = {}
@@ -141,31 +143,30 @@ class CodeCache:
         the place of, instructions that became calls as they trapped often.
         """
 
-    def follow(self, guest: Ram, shadows: Shadows) -> None:
-        """It is this machine's. Entries of these shadows map the translations."""
-        self._guest, self._shadows = guest, shadows
-        shadows.code = self
-
-    def another(self) -> CodeCache:
-        """For one machine more, on the same host."""
-        return CodeCache(self._host, self._frame, self._give_back, self._most)
-
-    def page(self, key: int) -> Page:
-        """The translation. Raises OutOfMemory."""
+    def page(self, key: int) -> Page | None:
+        """The translation; None: frames were moved for it, so there is none yet. Raises OutOfMemory."""
         page = self.pages.get(key)
         if page is not None:
             return page
-        if len(self.pages) >= self._most:
+        if len(self.pages) >= self.most:
             self._end(next(iter(self.pages)))
             self.evicted += 1
-        place, at = self._frame(), key & -FRAME
-        made = translate(self._guest.peek(at, FRAME, EXECUTE), *(bool(key & way) for way in (_TIGHT, _CLOSED, _CALLS)))
-        self._host.write(self._host.base + place, made.code)
+        place, at = self._shadows.frame(), key & -FRAME
+        moves = self._host.derived.moves
+        try:
+            code, source = self._guest.peek(at, FRAME, EXECUTE), self._guest.place(at, EXECUTE) // FRAME
+            made = translate(code, *(bool(key & way) for way in (_TIGHT, _CLOSED, _CALLS)))
+            self._host.write(self._host.base + place, made.code)
+        except OutOfMemory:
+            self._shadows.give_back(place)
+            raise
+        if self._host.derived.moves != moves:
+            self._shadows.give_back(place)
+            return None
         page = self.pages[key] = Page(key, place, made)
         if at not in self._watched:
-            frame, changes = self._guest.place(at, EXECUTE) // FRAME, lambda: self._change(at)
-            self._watched[at] = frame, changes
-            self._host.derived.watch(frame, changes)
+            self._watched[at] = source, partial(self._change, at)
+            self._host.derived.watch(*self._watched[at])
         self.translated += 1
         self.replaced += made.replaced
         return page
@@ -183,21 +184,25 @@ class CodeCache:
 
     def forget(self, at: int) -> None:
         """A page has no translations any more."""
-        if at in self._watched:
-            for key in [key for key in self.pages if key & -FRAME == at]:
-                self._end(key)
+        for key in self._ways(at):
+            self._end(key)
+
+    def _ways(self, at: int) -> list[int]:
+        """The keys of a page's translations."""
+        keys = (at | _CODE | ways for ways in range(0, 2 * _CALLS, _TIGHT))
+        return [key for key in keys if key in self.pages]
 
     def _end(self, key: int) -> None:
         page = self.pages.pop(key)
         self._shadows.unmap(key)
-        self._give_back(page.place)
-        if not any(other & -FRAME == page.at for other in self.pages):
+        self._shadows.give_back(page.place)
+        if not self._ways(page.at):
             self._host.derived.unwatch(*self._watched.pop(page.at))
 
     def drop(self) -> None:
         """There are no translations. Nothing maps them any more, or will in a moment."""
         for page in self.pages.values():
-            self._give_back(page.place)
+            self._shadows.give_back(page.place)
         self.pages.clear()
         for watched in self._watched.values():
             self._host.derived.unwatch(*watched)
@@ -208,17 +213,17 @@ class BinaryTranslation(TrapAndEmulate):
     """M and S of the guest in the real S, in translations; U in U, directly."""
 
     def __init__(
-        self, computer: Computer, ram: GuestRam, host: Computer, shadows: Shadows, kept: bool, code: CodeCache
+        self, computer: Computer, ram: GuestRam, host: Computer, shadows: Shadows, kept: bool, most: int
     ) -> None:
-        self.code = code
-        code.follow(ram, shadows)
+        """`most`: pages of translated code."""
+        self.code = shadows.code = CodeCache(shadows, most)
         self._calls: dict[int, Page] = {}
         """By address: translations in which the instruction there became a call as it trapped often."""
         super().__init__(computer, ram, host, shadows, kept, RINGS["S"])
 
     def virtualize(self, computer: Computer, ram: Ram) -> Engine:
         assert isinstance(ram, GuestRam)
-        return BinaryTranslation(computer, ram, self._host, self._shadows.another(ram), self._kept, self.code.another())
+        return BinaryTranslation(computer, ram, self._host, self._shadows.another(ram), self._kept, self.code.most)
 
     def _translates(self, hart: Hart) -> bool:
         return self.rings[hart.priv] == S
@@ -236,15 +241,15 @@ class BinaryTranslation(TrapAndEmulate):
         key = at | _CODE | (_CALLS if hart.isatp else 0)
         before, behind = (self._translation(top, va + step) for step in (-FRAME, FRAME))
         page = code.page(key)
-        if page.edge and before is not None and before.open:
+        if page is not None and page.edge and before is not None and before.open:
             page = code.page(key | _TIGHT)
             if not before.key & _CLOSED:
                 self._shadows.unmap(before.key)
-        if page.open and behind is not None and behind.edge:
+        if page is not None and page.open and behind is not None and behind.edge:
             page = code.page(page.key | _CLOSED)
             if not behind.key & _TIGHT:
                 self._shadows.unmap(behind.key)
-        return Mapped(page.key, page.place)
+        return None if page is None else Mapped(page.key, page.place)
 
     def _at_device(self, hart: Hart) -> None:
         if not self._translates(hart) or hart.number >= len(self._computer.harts):
