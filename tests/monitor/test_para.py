@@ -14,6 +14,7 @@ from test_equivalence import boot
 from ringfence import CORRAL, Image, MachineError, MiB, Monitor, Virt, VirtualMachine, load, nested, virt
 from ringfence.isa.spec import ISA
 from ringfence.machine.board import RAM
+from ringfence.machine.hart import SIZE
 from ringfence.monitor.monitor import Technique
 from ringfence.monitor.stats import lines
 from ringfence.monitor.technique.para import EXTENSION, Paravirtual
@@ -147,11 +148,11 @@ def put(name: str, **operands: int) -> bytes:
     return ISA[name].encode(**operands).to_bytes(4, "little")
 
 
-def wild(monitor: Monitor, name: str, rng: random.Random, count: int) -> VirtualMachine:
-    """A guest that calls with anything, and counts in s1 how often a call gave no error: each line of LISTS is the
+def wild(monitor: Monitor, name: str, rng: random.Random, count: int, harts: int) -> VirtualMachine:
+    """A guest whose harts call with anything, and count in s1 how often a call gave no error: each line of LISTS is the
     arguments of one.
     """
-    guest = monitor.create(name, 8 * MiB, technique="para")
+    guest = monitor.create(name, 8 * MiB, harts, turn=30, technique="para")
     load(guest, CORRAL)
     places = [
         0,
@@ -190,15 +191,23 @@ def wild(monitor: Monitor, name: str, rng: random.Random, count: int) -> Virtual
     hart = guest.harts[0]
     hart.pc = RAM + 2 * MiB
     hart["a7"], hart["s0"], hart["s2"], hart["s1"] = EXTENSION, LISTS + 8192, LISTS + 8192 + len(lines), 0
+    for other in guest.harts[1:]:
+        number = other.mhartid
+        other.words[: SIZE // 8] = hart.words[: SIZE // 8]
+        other.mhartid, other["s0"] = number, LISTS + 8192 + 24 * (count // 2)  # what the first has for later
+        guest.protection(other)
     return guest
 
 
-def test_wild_calls_are_errors_of_their_guest_alone() -> None:
-    """Whatever they say: none ends or stops the monitor, most are refused, and a neighbour ends as it would alone."""
-    for seed in range(6):
+@pytest.mark.parametrize("harts", [1, 2])
+def test_wild_calls_are_errors_of_their_guest_alone(harts: int) -> None:
+    """Whatever they say, and whichever hart: none ends or stops the monitor, most are refused, and a neighbour ends as
+    it would alone.
+    """
+    for seed in range(6 // harts):
         rng = random.Random(seed)
         monitor = Monitor(virt(96 * MiB))
-        guest = wild(monitor, "wild", rng, 400)
+        guest = wild(monitor, "wild", rng, 400, harts)
         neighbour = monitor.create("neighbour", 64 * MiB)
         load(neighbour, CORRAL, append="-- selftest")
         while neighbour.ended is None:
@@ -208,8 +217,9 @@ def test_wild_calls_are_errors_of_their_guest_alone() -> None:
         load(alone, CORRAL, append="-- selftest")
         alone.run()
         assert neighbour.digest() == alone.digest()
-        assert guest.harts[0]["s0"] == guest.harts[0]["s2"], "it has come through all its calls"
-        assert 1 < guest.harts[0]["s1"] < 400
+        for hart in guest.harts:
+            assert hart["s0"] == hart["s2"], "it has come through all its calls"
+            assert 1 < hart["s1"] < 400
 
 
 def test_update_writes_all_entries_or_none() -> None:
