@@ -14,6 +14,7 @@ import click
 
 from ringfence.cli import options as cli
 from ringfence.cli.guest import guest_of, isa_of, open_disks
+from ringfence.cli.network import network, open_network, publish
 
 if TYPE_CHECKING:
     from ringfence.cli.watch import Limits
@@ -61,6 +62,8 @@ Exit status: the guest's own, and
     metavar="FILE[:ro]",
     help="A raw disk image; up to eight. With :ro it is only read, and machines can share it.",
 )
+@network
+@publish
 @cli.clock
 @click.option("--seed", type=int, help="Draw the lengths of the harts' turns at random, from this number.")
 @click.option("--timeout", type=cli.SECONDS, metavar="SECONDS", help="End with status 124 at this guest time.")
@@ -137,6 +140,7 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
     engine: Literal["threaded", "reference"] = (
         "reference" if options["trace"] or tree else options["engine"] or "threaded"
     )
+    links = open_network(options, stack)
     board = nested(
         options["depth"],
         options["memory"],
@@ -146,6 +150,7 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
         engine=engine,
         console=output,
         disks=open_disks(options["disk"], stack),
+        links=links,
         technique=technique,
         tlb=options["tlb"],
         isa=options["isa"] or isa_of(image),

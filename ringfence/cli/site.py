@@ -29,7 +29,11 @@ What a guest has:
                                     in fractions of one hart
     resident                        how much of its memory is never paged
     minidisks                       its disks
+    networks                        a list of names, a network device for each:
+                                    guests that name the same one are joined
     guests                          of its own, instead of a program
+
+A guest on a guest may name the networks that the guest which it is on names. No network leads to the host.
 
 A minidisk is `size` bytes from `start` on, or all from there, of a disk of the machine that the guest is on. Its mode
 is rw (if none is said), ro, shared (others may write it too) or cow (copy on write, until the end).
@@ -59,6 +63,7 @@ from ringfence.machine.device.uart16550 import ConsoleOut
 from ringfence.machine.device.virtio_blk import Disk
 from ringfence.monitor.monitor import Monitor, Technique, overhead
 from ringfence.monitor.vdevice.extent import Extent
+from ringfence.monitor.vdevice.switch import Switch
 from ringfence.monitor.vm import VirtualMachine
 
 Consoles = Callable[[str], ConsoleOut]
@@ -93,6 +98,7 @@ class Guest(msgspec.Struct, forbid_unknown_fields=True):
     resident: str = "0"
     technique: Technique = "virtualizer"
     minidisks: list[Minidisk] = msgspec.field(default_factory=list)
+    networks: list[str] = msgspec.field(default_factory=list)
     guests: dict[str, Guest] = msgspec.field(default_factory=dict)
 
 
@@ -132,7 +138,8 @@ def build(
     machine = virt(memory, site.harts, clock=clock, disks=disks, isa=site.isa or _isa(site.guests))
     paging = None if site.paging is None else size(site.paging)
     monitor = Monitor(machine, paging=paging)
-    guests = list(_create(monitor, site.guests, consoles, clock, DEEPEST))
+    networks = {name: Switch() for guest in site.guests.values() for name in guest.networks}
+    guests = list(_create(monitor, site.guests, consoles, clock, DEEPEST, networks))
     for vm, guest in guests:
         with _about(vm.path):
             _load(vm, guest, directory)
@@ -140,7 +147,12 @@ def build(
 
 
 def _create(
-    monitor: Monitor, guests: dict[str, Guest], consoles: Consoles, clock: Source, deepest: int
+    monitor: Monitor,
+    guests: dict[str, Guest],
+    consoles: Consoles,
+    clock: Source,
+    deepest: int,
+    networks: dict[str, Switch],
 ) -> Iterator[tuple[VirtualMachine, Guest]]:
     """The machines that have programs."""
     if not deepest:
@@ -150,6 +162,10 @@ def _create(
         with _about(path):
             if guest.guests and (guest.image is not None or guest.kernel is not None or guest.bios is not None):
                 raise MachineError("it has guests of its own, so it runs no program beside their monitor")
+            for network in guest.networks:
+                if network not in networks:
+                    raise MachineError(f"the machine that it is on has no network {network!r}")
+            links = [networks[network].port() for network in guest.networks]
             vm = monitor.create(
                 name,
                 _memory(guest),
@@ -160,6 +176,7 @@ def _create(
                 disks=[
                     monitor.minidisk(_extent(disk, monitor.machine.disks), mode=disk.mode) for disk in guest.minidisks
                 ],
+                links=links,
                 resident=size(guest.resident),
                 share=guest.share,
                 cap=guest.cap,
@@ -168,7 +185,8 @@ def _create(
             )
         vm.on_end = partial(_leave, vm)
         if guest.guests:
-            yield from _create(Monitor(vm), guest.guests, consoles, clock, deepest - 1)
+            own = {network: Switch(link) for network, link in zip(guest.networks, links, strict=True)}
+            yield from _create(Monitor(vm), guest.guests, consoles, clock, deepest - 1, own)
         else:
             yield vm, guest
 
@@ -237,7 +255,7 @@ def _isa(guests: dict[str, Guest]) -> Isa:
 
 def _needed(guests: dict[str, Guest]) -> int:
     """Memory for all of them and their maps."""
-    return sum(_memory(guest) + overhead(_memory(guest)) for guest in guests.values()) or MiB
+    return sum(_memory(guest) + overhead(_memory(guest), guest.technique) for guest in guests.values()) or MiB
 
 
 def _path(directory: Path, path: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
@@ -29,6 +30,7 @@ from ringfence.machine.device.syscon import PASS, RESET, Syscon
 from ringfence.machine.device.uart16550 import CLOCK_HZ, ConsoleOut, Uart16550
 from ringfence.machine.device.virtio_blk import Disk, VirtioBlk
 from ringfence.machine.device.virtio_mmio import VirtioMmio
+from ringfence.machine.device.virtio_net import Link, VirtioNet
 from ringfence.machine.devicetree import U64, Node, flatten
 from ringfence.machine.hart import SIZE, Hart
 from ringfence.machine.look import Listing, Look, Memory, VirtualMemory, listing
@@ -48,6 +50,8 @@ VIRTIO, VIRTIO_STRIDE, SLOTS = 0x1000_1000, 0x1000, 8
 """Slot n has source 1 + n."""
 RAM = 0x8000_0000
 
+COMING = 512
+"""Frames that have come for a machine that has not come to a check point since."""
 HARTS = 8
 MEMORY = 512 * MiB
 MEMORY_LEAST = 4 * MiB
@@ -90,6 +94,8 @@ class Inputs:
     memory: int
     harts: int
     disks: int
+    links: tuple[bytes, ...]
+    """The addresses of its network devices."""
     rng_seed: bytes
     epoch_ns: int
     turn: int
@@ -115,6 +121,11 @@ class Virt(Computer):
     def disks(self) -> list[Disk]:
         """What its block devices stand on, by slot."""
         return [slot.disk for slot in self.slots if isinstance(slot, VirtioBlk)]
+
+    @property
+    def links(self) -> list[Link]:
+        """What its network devices are plugged into, by slot."""
+        return [slot.link for slot in self.slots if isinstance(slot, VirtioNet)]
 
     def virtual(self, hart: int = 0) -> VirtualMemory:
         """Memory as this hart's translation shows it, by slice."""
@@ -176,12 +187,14 @@ def virt(
     engine: Literal["threaded", "reference"] = "threaded",
     console: ConsoleOut | None = None,
     disks: Sequence[Disk] = (),
+    links: Sequence[Link] = (),
     epoch_ns: int | None = None,
     rng_seed: bytes | None = None,
     tlb: Tlb = "hardware",
     isa: Isa = "base",
 ) -> Virt:
-    """The computer: `memory` bytes of RAM, `harts` harts, its console's output to `console` too, a disk a virtio slot.
+    """The computer: `memory` bytes of RAM, `harts` harts, its console's output to `console` too, a disk a virtio slot,
+    and behind those a network device for each link.
 
     `turn` is the length of a hart's turn in steps; with `seed` lengths are drawn between 1 and twice that. `epoch_ns`
     (ns since 1970 at power-on) and `rng_seed` (32 bytes) are fixed by default under the virtual clock, and the host's
@@ -189,7 +202,7 @@ def virt(
     the guest's to fill; with `isa` "hv" they launch virtual machines. Until a program is loaded there is none: see
     `guest.loader`. Raises `MachineError`, and `OutOfMemory` where the host has no room.
     """
-    check(memory, harts, step_ns, turn, len(disks), clock)
+    check(memory, harts, step_ns, turn, len(disks) + len(links), clock)
     return assemble(
         Virt,
         Ram(RAM, memory),
@@ -201,6 +214,7 @@ def virt(
         seed=seed,
         console=console,
         disks=disks,
+        links=links,
         epoch_ns=epoch_ns,
         rng_seed=rng_seed,
         tlb=tlb,
@@ -220,6 +234,7 @@ def assemble(
     seed: int | None,
     console: ConsoleOut | None,
     disks: Sequence[Disk],
+    links: Sequence[Link],
     epoch_ns: int | None,
     rng_seed: bytes | None,
     tlb: Tlb,
@@ -239,7 +254,8 @@ def assemble(
     ticks = Clock(clock, step_ns)
     cpus = [Hart(n, memoryview(bytearray(SIZE))) for n in range(harts)]
     board = kind(ram, ticks, cpus, turn=turn, seed=seed)
-    board.inputs = Inputs(ram.size, harts, len(disks), rng_seed, epoch_ns, turn, seed, tlb, isa)
+    macs = tuple(link.mac for link in links)
+    board.inputs = Inputs(ram.size, harts, len(disks), macs, rng_seed, epoch_ns, turn, seed, tlb, isa)
 
     aclint = Aclint(ticks, [HartLine(h, Irq.MSI) for h in cpus], [HartLine(h, Irq.MTI) for h in cpus])
     plic = Plic([HartLine(h, irq) for h in cpus for irq in (Irq.MEI, Irq.SEI)])
@@ -252,7 +268,12 @@ def assemble(
     slots: list[VirtioMmio] = []
     for n in range(SLOTS):
         line = plic.line(1 + n)
-        slots.append(VirtioBlk(ticks, line, ram, disks[n]) if n < len(disks) else NoDevice(ticks, line, ram, 0))
+        if n < len(disks):
+            slots.append(VirtioBlk(ticks, line, ram, disks[n]))
+        elif n < len(disks) + len(links):
+            slots.append(_plugged(board, VirtioNet(ticks, line, ram, links[n - len(disks)])))
+        else:
+            slots.append(NoDevice(ticks, line, ram, 0))
 
     bus = board.bus
     bus.attach(ROM, ROM_SIZE, rom)
@@ -281,7 +302,20 @@ def assemble(
     return board
 
 
-def check(memory: int, harts: int, step_ns: int, turn: int, disks: int, clock: str) -> None:
+def _plugged(board: Virt, device: VirtioNet) -> VirtioNet:
+    """What comes for it is input of the machine's; what more comes than the machine takes in is lost."""
+    coming: deque[bytes] = deque()
+
+    def come(frame: bytes) -> None:
+        if len(coming) < COMING:
+            coming.append(frame)
+            board.feed(lambda: device.receive(coming.popleft()))
+
+    device.link.connect(come)
+    return device
+
+
+def check(memory: int, harts: int, step_ns: int, turn: int, devices: int, clock: str) -> None:
     if not 1 <= harts <= HARTS:
         raise MachineError(f"a machine has 1 to {HARTS} harts, not {harts}")
     if memory < MEMORY_LEAST:
@@ -293,8 +327,8 @@ def check(memory: int, harts: int, step_ns: int, turn: int, disks: int, clock: s
         raise MachineError(f"{amount(memory)} of memory is more than the host's {amount(there // MiB * MiB)}")
     if step_ns < 1 or turn < 1:
         raise MachineError("a step lasts at least 1 ns, and a turn at least 1 step")
-    if disks > SLOTS:
-        raise MachineError(f"a machine has at most {SLOTS} disks, not {disks}")
+    if devices > SLOTS:
+        raise MachineError(f"a machine has at most {SLOTS} disks and network devices, not {devices}")
     if clock not in get_args(Source):
         raise MachineError(f"there is no clock {clock!r}: a machine's is {' or '.join(get_args(Source))}")
 
@@ -356,7 +390,7 @@ def device_tree(inputs: Inputs, bootargs: str = "", initrd: tuple[int, int] | No
     soc["compatible"] = "simple-bus"
     soc["ranges"] = b""
     plic = _chips(soc, controllers)
-    for n in range(inputs.disks):
+    for n in range(inputs.disks + len(inputs.links)):
         _chip(soc, "virtio_mmio", VIRTIO + n * VIRTIO_STRIDE, VIRTIO_STRIDE, "virtio,mmio", (plic, 1 + n))
     finisher = soc.find("test")
     for name, value in (("poweroff", PASS), ("reboot", RESET)):

@@ -184,6 +184,7 @@ class Virtualizer:
                 seed=host.inputs.seed,
                 console=Terminal(host),
                 disks=(),
+                links=(),
                 epoch_ns=host.inputs.epoch_ns,
                 rng_seed=host.inputs.rng_seed,
                 tlb=host.inputs.tlb,

@@ -12,6 +12,7 @@ from ringfence.machine.board import RAM, TURN, Isa, Tlb, Virt, assemble, check, 
 from ringfence.machine.clock import Source
 from ringfence.machine.device.uart16550 import ConsoleOut
 from ringfence.machine.device.virtio_blk import SECTOR, Disk
+from ringfence.machine.device.virtio_net import Link
 from ringfence.machine.exit import Exit
 from ringfence.machine.machine import Computer, Engine
 from ringfence.machine.map import ROOT, SUPERPAGE, F, GuestRam
@@ -73,12 +74,13 @@ def nested(
     seed: int | None = None,
     console: ConsoleOut | None = None,
     disks: Sequence[Disk] = (),
+    links: Sequence[Link] = (),
     technique: Technique | Sequence[Technique] = "virtualizer",
     tlb: Tlb = "hardware",
     isa: Isa = "base",
 ) -> Virt:
     """A machine with `depth` monitors beneath it, each on the machine that the next one gives; 0: a bare one. The
-    disks are the bare machine's, and each monitor gives all that its machine has.
+    disks and links are the bare machine's, and each monitor gives all that its machine has.
 
     `technique`: of all, or of each from the outermost on. Raises MachineError."""
     techniques = [technique] * depth if isinstance(technique, str) else list(technique)
@@ -88,17 +90,27 @@ def nested(
         )
     if not depth:
         return virt(
-            memory, harts, clock=clock, seed=seed, engine=engine, console=console, disks=disks, tlb=tlb, isa=isa
+            memory,
+            harts,
+            clock=clock,
+            seed=seed,
+            engine=engine,
+            console=console,
+            disks=disks,
+            links=links,
+            tlb=tlb,
+            isa=isa,
         )
     sizes = [memory]
     for kind in reversed(techniques):
         sizes.append(sizes[-1] + overhead(sizes[-1], kind))
-    check(memory, harts, 1, 1, len(disks), clock)
-    machine = virt(sizes.pop(), harts, engine=engine, disks=disks, tlb=tlb, isa=isa)
+    check(memory, harts, 1, 1, len(disks) + len(links), clock)
+    machine = virt(sizes.pop(), harts, engine=engine, disks=disks, links=links, tlb=tlb, isa=isa)
     while len(sizes) > 1:
         monitor = Monitor(machine)
         packs = monitor.full_packs()
-        machine = monitor.create("guest", sizes.pop(), harts, disks=packs, technique=techniques.pop(0))
+        own = machine.links
+        machine = monitor.create("guest", sizes.pop(), harts, disks=packs, links=own, technique=techniques.pop(0))
     monitor = Monitor(machine)
     return monitor.create(
         "guest",
@@ -108,6 +120,7 @@ def nested(
         seed=seed,
         console=console,
         disks=monitor.full_packs(),
+        links=machine.links,
         technique=techniques.pop(0),
     )
 
@@ -177,6 +190,7 @@ class Monitor:
         seed: int | None = None,
         console: ConsoleOut | None = None,
         disks: Sequence[Disk] = (),
+        links: Sequence[Link] = (),
         epoch_ns: int | None = None,
         rng_seed: bytes | None = None,
         resident: int = 0,
@@ -199,7 +213,7 @@ class Monitor:
         one. Raises MachineError."""
         if name in self.guests or not name or "/" in name:
             raise MachineError(f"a machine needs a name of its own without a slash, not {name!r}")
-        check(memory, harts, step_ns, turn, len(disks), clock)
+        check(memory, harts, step_ns, turn, len(disks) + len(links), clock)
         if technique not in get_args(Technique):
             raise MachineError(
                 f"there is no technique {technique!r}: a monitor's is {' or '.join(get_args(Technique))}"
@@ -239,6 +253,7 @@ class Monitor:
                 seed=seed,
                 console=console,
                 disks=disks,
+                links=links,
                 epoch_ns=epoch_ns,
                 rng_seed=rng_seed,
                 tlb=self.machine.inputs.tlb,
@@ -283,6 +298,8 @@ class Monitor:
             vm.virtualizer.clear()
         vm.engine.close()
         release(vm.disks)
+        for link in vm.links:
+            link.connect(lambda frame: None)
         self._release(vm)
         vm.ram.leave()
         self._allocator.give_back_root(vm.ram.f.root)

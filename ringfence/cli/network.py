@@ -1,0 +1,59 @@
+"""The network of a guest that runs alone, as it is asked for on the command line."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ringfence.machine.device.user_network import Forward, UserNetwork
+
+_PORTS = re.compile(r"(?:(?P<address>\d+\.\d+\.\d+\.\d+):)?(?P<host>\d{1,5}):(?P<guest>\d{1,5})(?P<udp>/udp)?(?:/tcp)?")
+
+
+class Ports(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A port of the host's that is to be one of the guest's."""
+
+    name = "[address:]host:guest[/udp]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Forward:
+        from ringfence.machine.device.user_network import LOOPBACK, Forward
+
+        found = _PORTS.fullmatch(str(value))
+        if found is None or not all(0 < int(found[name]) < 1 << 16 for name in ("host", "guest")):
+            self.fail(f"{value!r} is no pair of ports, as 2222:22, 0.0.0.0:2222:22 or 5353:53/udp is", param, ctx)
+        return Forward(int(found["host"]), int(found["guest"]), bool(found["udp"]), found["address"] or LOOPBACK)
+
+
+network = click.option(
+    "--network",
+    type=click.Choice(["none", "user"]),
+    help="user: a network device, behind which is the host's network, by NAT and with no rights on the host (the guest "
+    "is 10.0.2.15, by DHCP, and the host 10.0.2.2). The clock then is the host's if none is given. Default: none, or "
+    "user with -p.",
+)
+publish = click.option(
+    "-p",
+    "--publish",
+    type=Ports(),
+    multiple=True,
+    metavar="[ADDRESS:]HOST:GUEST[/udp]",
+    help="The host's port HOST, on the loopback device where no address is given, is the guest's port GUEST.",
+)
+
+
+def open_network(options: dict[str, Any], stack: ExitStack) -> tuple[UserNetwork, ...]:
+    """Raises MachineError, UsageError."""
+    if options["network"] == "none" and options["publish"]:
+        raise click.UsageError("-p is for a guest with a network, and --network none says that it has none")
+    if options["network"] != "user" and not options["publish"]:
+        return ()
+    from ringfence.machine.device.user_network import UserNetwork
+
+    source = click.get_current_context().get_parameter_source("clock")
+    if source is not None and source.name.startswith("DEFAULT"):
+        options["clock"] = "host"  # by the virtual one a guest that waits for an answer has waited long enough at once
+    return (stack.enter_context(UserNetwork(options["publish"])),)
