@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ringfence.cli.options import File
+
 if TYPE_CHECKING:
+    from ringfence.machine.device.capture import Capture
     from ringfence.machine.device.user_network import Forward, UserNetwork
 
 _PORTS = re.compile(r"(?:(?P<address>\d+\.\d+\.\d+\.\d+):)?(?P<host>\d{1,5}):(?P<guest>\d{1,5})(?P<udp>/udp)?(?:/tcp)?")
@@ -45,15 +50,39 @@ publish = click.option(
 )
 
 
-def open_network(options: dict[str, Any], stack: ExitStack) -> tuple[UserNetwork, ...]:
+pcap = click.option(
+    "--pcap",
+    type=File(),
+    metavar="FILE",
+    help="Write the frames of the guest's network to a file, as tcpdump and Wireshark read it.",
+)
+
+
+def open_network(options: dict[str, Any], stack: ExitStack) -> tuple[UserNetwork | Capture, ...]:
     """Raises MachineError, UsageError."""
     if options["network"] == "none" and options["publish"]:
         raise click.UsageError("-p is for a guest with a network, and --network none says that it has none")
     if options["network"] != "user" and not options["publish"]:
+        if options["pcap"]:
+            raise click.UsageError("--pcap is for a guest with a network: ask for one by --network user")
         return ()
     from ringfence.machine.device.user_network import UserNetwork
 
     source = click.get_current_context().get_parameter_source("clock")
     if source is not None and source.name.startswith("DEFAULT"):
         options["clock"] = "host"  # by the virtual one a guest that waits for an answer has waited long enough at once
-    return (stack.enter_context(UserNetwork(options["publish"])),)
+    network = stack.enter_context(UserNetwork(options["publish"]))
+    if not options["pcap"]:
+        return (network,)
+    from ringfence.machine.device.capture import Capture
+
+    return (stack.enter_context(closing(Capture(network, Path(options["pcap"])))),)
+
+
+def tell_time(links: tuple[UserNetwork | Capture, ...], now: Callable[[], int]) -> None:
+    """Frames in files have the guest's time (ns)."""
+    from ringfence.machine.device.capture import Capture
+
+    for link in links:
+        if isinstance(link, Capture):
+            link.now = now

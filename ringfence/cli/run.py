@@ -14,7 +14,7 @@ import click
 
 from ringfence.cli import options as cli
 from ringfence.cli.guest import guest_of, isa_of, open_disks
-from ringfence.cli.network import network, open_network, publish
+from ringfence.cli.network import network, open_network, pcap, publish, tell_time
 
 if TYPE_CHECKING:
     from ringfence.cli.watch import Limits
@@ -64,6 +64,7 @@ Exit status: the guest's own, and
 )
 @network
 @publish
+@pcap
 @cli.clock
 @click.option("--seed", type=int, help="Draw the lengths of the harts' turns at random, from this number.")
 @click.option("--timeout", type=cli.SECONDS, metavar="SECONDS", help="End with status 124 at this guest time.")
@@ -155,6 +156,7 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
         tlb=options["tlb"],
         isa=options["isa"] or isa_of(image),
     )
+    tell_time(links, board.clock.now)
     loaded = guest.load(board)
     if tree:
         _dump(tree, loaded)
