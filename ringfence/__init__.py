@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ringfence.machine.board import GiB, MiB, Virt, virt
     from ringfence.machine.console import Console
     from ringfence.machine.device.disk import RawDisk
+    from ringfence.machine.device.disk_image import open_disk
     from ringfence.machine.exit import Break, Budget, Deadline, Exit, Idle, PowerOff, Stopped
     from ringfence.machine.gdb import Debugger
     from ringfence.machine.stops import Watch
@@ -42,6 +43,7 @@ _WHERE = {
     "ringfence.machine.board": ("GiB", "MiB", "Virt", "virt"),
     "ringfence.machine.console": ("Console",),
     "ringfence.machine.device.disk": ("RawDisk",),
+    "ringfence.machine.device.disk_image": ("open_disk",),
     "ringfence.machine.exit": ("Break", "Budget", "Deadline", "Exit", "Idle", "PowerOff", "Stopped"),
     "ringfence.machine.gdb": ("Debugger",),
     "ringfence.machine.stops": ("Watch",),
@@ -80,6 +82,7 @@ __all__ = [
     "disassemble",
     "load",
     "nested",
+    "open_disk",
     "virt",
 ]
 

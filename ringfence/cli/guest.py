@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ringfence.guest.loader import Program, Source
     from ringfence.machine.board import Isa, Virt
     from ringfence.machine.device.disk import RawDisk
+    from ringfence.machine.device.qcow2 import Qcow2Disk
 
 READ_ONLY = ":ro"
 
@@ -113,11 +114,12 @@ def isa_of(image: str | None) -> Isa:
     return "hv" if image == MONITOR else "base"
 
 
-def open_disks(names: Sequence[str], stack: ExitStack) -> Sequence[RawDisk]:
-    """Each a file, or with `:ro` behind it one that is only read, unless a file has the whole for its name."""
-    from ringfence.machine.device.disk import DiskError, RawDisk
+def open_disks(names: Sequence[str], stack: ExitStack) -> Sequence[RawDisk | Qcow2Disk]:
+    """Each an image, raw or qcow2; with `:ro` behind it, unless a file has all for its name, it is only read."""
+    from ringfence.machine.device.disk import DiskError
+    from ringfence.machine.device.disk_image import open_disk
 
-    disks = []
+    disks: list[RawDisk | Qcow2Disk] = []
     given: dict[str, bool] = {}  # whether it is only read
     for name in names:
         readonly = len(name) > len(READ_ONLY) and name.endswith(READ_ONLY) and not os.path.lexists(name)
@@ -127,7 +129,9 @@ def open_disks(names: Sequence[str], stack: ExitStack) -> Sequence[RawDisk]:
             raise MachineError(f"disk image {path} is given twice, which needs {READ_ONLY} behind it both times")
         given[file] = readonly
         try:
-            disks.append(stack.enter_context(RawDisk(path, readonly=readonly)))
+            disk = open_disk(path, readonly=readonly)
         except DiskError as error:
             raise MachineError(str(error)) from None
+        stack.callback(disk.close)
+        disks.append(disk)
     return disks

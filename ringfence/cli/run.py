@@ -60,7 +60,8 @@ Exit status: the guest's own, and
     type=cli.File(),
     multiple=True,
     metavar="FILE[:ro]",
-    help="A raw disk image; up to eight. With :ro it is only read, and machines can share it.",
+    help="A disk image, qcow2 if it begins as one, else raw; up to eight. With :ro it is only read, and machines can "
+    "share it.",
 )
 @network
 @publish

@@ -1,7 +1,7 @@
 """A site: a machine and the guests on it, in a TOML file.
 
     harts = 2                           # memory = what the guests need; isa = "hv" for vmm, else "base"
-    disks = ["base.img:ro", "fs.img"]   # with :ro it is only read
+    disks = ["base.img:ro", "fs.qcow2"] # raw or qcow2; with :ro it is only read
 
     [guests.web]
     image = "debian"
