@@ -3,7 +3,8 @@
     0x0000_1000  boot ROM                        0x0c00_0000  PLIC: 95 sources
     0x0010_0000  test finisher                   0x1000_0000  16550A UART, source 10
     0x0010_1000  goldfish RTC, source 11         0x1000_1000  eight virtio-mmio slots, sources 1 to 8
-    0x0200_0000  ACLINT                          0x8000_0000  RAM
+    0x0200_0000  ACLINT                          0x1000_9000  virtio-mmio entropy device, source 9
+                                                 0x8000_0000  RAM
 
 The PLIC's context 2n is hart n's M-mode, 2n + 1 its S-mode.
 """
@@ -31,6 +32,7 @@ from ringfence.machine.device.uart16550 import CLOCK_HZ, ConsoleOut, Uart16550
 from ringfence.machine.device.virtio_blk import Disk, VirtioBlk
 from ringfence.machine.device.virtio_mmio import VirtioMmio
 from ringfence.machine.device.virtio_net import Link, VirtioNet
+from ringfence.machine.device.virtio_rng import Entropy, HostEntropy, SeededEntropy, VirtioRng
 from ringfence.machine.devicetree import U64, Node, flatten
 from ringfence.machine.hart import SIZE, Hart
 from ringfence.machine.look import Listing, Look, Memory, VirtualMemory, listing
@@ -48,6 +50,7 @@ PLIC = 0xC00_0000
 UART, UART_SOURCE = 0x1000_0000, 10
 VIRTIO, VIRTIO_STRIDE, SLOTS = 0x1000_1000, 0x1000, 8
 """Slot n has source 1 + n."""
+RNG, RNG_SOURCE = VIRTIO + SLOTS * VIRTIO_STRIDE, 1 + SLOTS
 RAM = 0x8000_0000
 
 COMING = 512
@@ -113,6 +116,7 @@ class Virt(Computer):
     uart: Uart16550
     rtc: GoldfishRtc
     slots: tuple[VirtioMmio, ...]
+    rng: VirtioRng
     console: Console
     memory: Memory
     """Physical memory, by slice."""
@@ -197,10 +201,11 @@ def virt(
     and behind those a network device for each link.
 
     `turn` is the length of a hart's turn in steps; with `seed` lengths are drawn between 1 and twice that. `epoch_ns`
-    (ns since 1970 at power-on) and `rng_seed` (32 bytes) are fixed by default under the virtual clock, and the host's
-    time and entropy under the host clock. With `tlb` "software" the harts do not walk page tables, and their TLBs are
-    the guest's to fill; with `isa` "hv" they launch virtual machines. Until a program is loaded there is none: see
-    `guest.loader`. Raises `MachineError`, and `OutOfMemory` where the host has no room.
+    (ns since 1970 at power-on) and `rng_seed` (32 bytes, from which the entropy device's grow too) are fixed by default
+    under the virtual clock, and the host's time and entropy under the host clock. With `tlb` "software" the harts do
+    not walk page tables, and their TLBs are the guest's to fill; with `isa` "hv" they launch virtual machines. Until a
+    program is loaded there is none: see `guest.loader`. Raises `MachineError`, and `OutOfMemory` where the host has no
+    room.
     """
     check(memory, harts, step_ns, turn, len(disks) + len(links), clock)
     return assemble(
@@ -249,8 +254,11 @@ def assemble(
         raise MachineError(f"there is no ISA {isa!r}: a machine's is {' or '.join(get_args(Isa))}")
     if epoch_ns is None:
         epoch_ns = EPOCH_NS if clock == "virtual" else time.time_ns()
+    if rng_seed is None and clock == "virtual":
+        rng_seed = RNG_SEED
+    entropy: Entropy = HostEntropy() if rng_seed is None else SeededEntropy(rng_seed)
     if rng_seed is None:
-        rng_seed = RNG_SEED if clock == "virtual" else os.urandom(32)
+        rng_seed = os.urandom(32)
     ticks = Clock(clock, step_ns)
     cpus = [Hart(n, memoryview(bytearray(SIZE))) for n in range(harts)]
     board = kind(ram, ticks, cpus, turn=turn, seed=seed)
@@ -275,6 +283,8 @@ def assemble(
         else:
             slots.append(NoDevice(ticks, line, ram, 0))
 
+    rng = VirtioRng(ticks, plic.line(RNG_SOURCE), ram, entropy)
+
     bus = board.bus
     bus.attach(ROM, ROM_SIZE, rom)
     bus.attach(FINISHER, Syscon.WINDOW, Syscon(board))
@@ -284,9 +294,10 @@ def assemble(
     bus.attach(UART, Uart16550.WINDOW, uart)
     for n, slot in enumerate(slots):
         bus.attach(VIRTIO + n * VIRTIO_STRIDE, VIRTIO_STRIDE, slot)
+    bus.attach(RNG, VIRTIO_STRIDE, rng)
 
     board.aclint, board.plic, board.uart, board.rtc, board.rom = aclint, plic, uart, rtc, rom
-    board.slots = tuple(slots)
+    board.slots, board.rng = tuple(slots), rng
     board.memory = Memory(board)
     board.timers = SupervisorTimers(ticks, aclint, cpus)
     board.engine = engine(board)
@@ -392,6 +403,7 @@ def device_tree(inputs: Inputs, bootargs: str = "", initrd: tuple[int, int] | No
     plic = _chips(soc, controllers)
     for n in range(inputs.disks + len(inputs.links)):
         _chip(soc, "virtio_mmio", VIRTIO + n * VIRTIO_STRIDE, VIRTIO_STRIDE, "virtio,mmio", (plic, 1 + n))
+    _chip(soc, "rng", RNG, VIRTIO_STRIDE, "virtio,mmio", (plic, RNG_SOURCE))
     finisher = soc.find("test")
     for name, value in (("poweroff", PASS), ("reboot", RESET)):
         node = root.add(name)

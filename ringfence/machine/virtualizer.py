@@ -194,6 +194,7 @@ class Virtualizer:
             ram.leave()
             return None
         bare.machines += 1
+        machine.rng.entropy = host.rng.entropy
         machine.host, machine.hart = host, None
         machine.clock.follow(host.clock)
         machine.on_reset = lambda: None

@@ -16,6 +16,7 @@ from ringfence.machine.device.plic import Plic
 from ringfence.machine.device.syscon import FAIL, PASS, RESET, Syscon
 from ringfence.machine.device.uart16550 import Uart16550
 from ringfence.machine.device.virtio_blk import VirtioBlk
+from ringfence.machine.device.virtio_rng import SeededEntropy, VirtioRng
 from ringfence.machine.memory import Ram
 
 
@@ -55,6 +56,12 @@ class Platter:
     def write(self, offset: int, data: bytes) -> None:
         assert 0 <= offset <= offset + len(data) <= self.size
 
+    def discard(self, offset: int, length: int) -> None:
+        assert 0 <= offset <= offset + length <= self.size
+
+    def zero(self, offset: int, length: int) -> None:
+        assert 0 <= offset <= offset + length <= self.size
+
     def flush(self) -> None:
         pass
 
@@ -69,6 +76,7 @@ def chips(clock: Clock) -> list[Device]:
         Syscon(Power()),
         GoldfishRtc(clock, plic.line(11), 1_700_000_000_000_000_000),
         VirtioBlk(clock, plic.line(1), Ram(0x8000_0000, 0x4000), Platter()),
+        VirtioRng(clock, plic.line(9), Ram(0x8000_0000, 0x4000), SeededEntropy(b"seed")),
     ]
 
 
@@ -148,7 +156,7 @@ ACCESSES = st.lists(
 )
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(7))
 @settings(deadline=None, max_examples=150)
 @given(accesses=ACCESSES)
 def test_device_takes_any_access(index: int, accesses: list[tuple[bool, int, int, int, int]]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ringfence.machine.device import disk as raw
 from ringfence.machine.device.disk import DiskError, RawDisk
 
 
@@ -54,6 +55,43 @@ def test_disk_read_only_opens_what_cannot_be_written(image: Path) -> None:
         assert disk.read(0, 2) == b"\x00\x01"
         with pytest.raises(OSError, match=".+"):
             disk.write(0, b"x")
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_disk_zeroes_and_discards_what_it_is_told(image: Path, able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a host that can do it at once and on one that cannot: zeroes are zeroes, all around stays, and so the size."""
+    if not able:
+        monkeypatch.setattr(raw, "_fallocate", lambda: None)
+    size = 3 << 20
+    image.write_bytes(b"\xaa" * size)
+    with RawDisk(image) as disk:
+        disk.zero(512, (2 << 20) + 512)
+        assert disk.read(0, size) == b"\xaa" * 512 + bytes((2 << 20) + 512) + b"\xaa" * (size - (2 << 20) - 1024)
+        disk.zero(0, 0)
+        disk.discard(size - 8192, 4096)
+        assert disk.read(size - 4096, 4096) == b"\xaa" * 4096
+        assert disk.read(size - 16384, 8192) == b"\xaa" * 8192
+        disk.zero(size - 512, 512)
+        assert disk.read(size - 512, 512) == bytes(512)
+        for beyond in (disk.zero, disk.discard):
+            with pytest.raises(OSError, match="behind the end"):
+                beyond(size - 512, 1024)
+    assert image.stat().st_size == size
+    with RawDisk(image, readonly=True) as disk, pytest.raises(OSError, match=".+"):
+        disk.zero(0, 512)
+
+
+def test_disk_gives_discarded_place_back(image: Path) -> None:
+    """Where the host's file system can: what is discarded reads as zeroes, and takes less of its medium."""
+    image.write_bytes(b"\xaa" * (1 << 20))
+    with RawDisk(image) as disk:
+        disk.flush()
+        before = image.stat().st_blocks
+        disk.discard(0, 1 << 20)
+        data = disk.read(0, 1 << 20)
+    if any(data):
+        pytest.skip("the host's file system gives no place back")
+    assert image.stat().st_blocks < before
 
 
 def test_disk_tells_of_a_file_that_became_shorter(image: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_device_virtio import BASE, INDIRECT, RAM_BYTES, WRITE, Memory, Wire
+from virtio_driver import BASE, INDIRECT, RAM_BYTES, WRITE, Memory, Wire
 
 from ringfence.machine.clock import Clock
 from ringfence.machine.device import virtio_mmio as mmio

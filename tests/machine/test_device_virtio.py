@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from itertools import pairwise
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from virtio_driver import (
+    AVAIL,
+    BASE,
+    DATA,
+    DESC,
+    HEADER,
+    INDIRECT,
+    NEXT,
+    RAM_BYTES,
+    SECTOR,
+    STATUS_BYTE,
+    TABLE,
+    USED,
+    WRITE,
+    BlockDriver,
+    Platter,
+)
 
-from ringfence.machine.clock import NEVER, Clock
+from ringfence.machine.clock import NEVER
 from ringfence.machine.device import virtio_mmio as mmio
-from ringfence.machine.device.device import AccessFault
 from ringfence.machine.device.virtio_blk import (
-    LATENCY_NS,
     S_IOERR,
     S_OK,
     S_UNSUPP,
@@ -22,178 +36,13 @@ from ringfence.machine.device.virtio_blk import (
     T_GET_ID,
     T_IN,
     T_OUT,
-    VirtioBlk,
 )
-
-BASE = 0x8000_0000
-RAM_BYTES = 0x4_0000
-DESC, AVAIL, USED, TABLE, HEADER, STATUS_BYTE, DATA = (BASE + n * 0x1000 for n in (0, 1, 2, 3, 4, 5, 8))
-NEXT, WRITE, INDIRECT = 1, 2, 4
-SECTOR = 512
-OTHER = 0xFF
-ALL_FEATURES = 1 << 32 | 1 << 29 | 1 << 28 | 1 << 9 | 1 << 6 | 1 << 2
-
-
-class Wire:
-    level = False
-
-    def set(self, level: bool) -> None:
-        self.level = level
-
-
-class Memory:
-    """RAM that counts how often and how much it is asked for."""
-
-    def __init__(self) -> None:
-        self.data = bytearray(RAM_BYTES)
-        self.accesses = 0
-        self.largest = 0
-
-    def offset(self, pa: int, length: int) -> int:
-        self.accesses += 1
-        self.largest = max(self.largest, length)
-        assert pa >= 0
-        if pa < BASE or pa + length > BASE + RAM_BYTES:
-            raise AccessFault
-        return pa - BASE
-
-    def read(self, pa: int, length: int) -> bytes:
-        at = self.offset(pa, length)
-        return bytes(self.data[at : at + length])
-
-    def write(self, pa: int, data: bytes) -> None:
-        at = self.offset(pa, len(data))
-        self.data[at : at + len(data)] = data
-
-
-class Platter:
-    serial = b"platter"
-
-    def __init__(self, sectors: int = 300, readonly: bool = False) -> None:
-        self.data = bytearray(struct.pack("<Q", 0x0123_4567_89AB_CDEF) * (64 * sectors))
-        self.size = len(self.data)
-        self.readonly = readonly
-        self.broken = False
-        self.flushes = 0
-
-    def read(self, offset: int, length: int) -> bytes:
-        if self.broken:
-            raise OSError("medium")
-        assert 0 <= offset <= offset + length <= self.size
-        return bytes(self.data[offset : offset + length])
-
-    def write(self, offset: int, data: bytes) -> None:
-        if self.broken:
-            raise OSError("medium")
-        assert 0 <= offset <= offset + len(data) <= self.size
-        assert not self.readonly
-        self.data[offset : offset + len(data)] = data
-
-    def flush(self) -> None:
-        self.flushes += 1
-
-
-class Driver:
-    """What a guest does: sets the device up, puts requests into queue 0, and takes them out again."""
-
-    def __init__(self, disk: Platter | None = None, features: int = ALL_FEATURES, num: int = 8) -> None:
-        self.clock, self.wire, self.memory = Clock(), Wire(), Memory()
-        self.disk = disk or Platter()
-        self.device = VirtioBlk(self.clock, self.wire, self.memory, self.disk)
-        self.num = num
-        self.start(features)
-
-    def start(self, features: int = ALL_FEATURES) -> None:
-        self.put(mmio.STATUS, 0)
-        self.avail = self.seen = 0
-        self.memory.data[:] = bytes(RAM_BYTES)
-        self.put(mmio.STATUS, 3)
-        for half in (0, 1):
-            self.put(mmio.DRIVER_FEATURES_SEL, half)
-            self.put(mmio.DRIVER_FEATURES, features >> 32 * half & 0xFFFF_FFFF)
-        self.put(mmio.STATUS, 11)
-        self.put(mmio.QUEUE_NUM, self.num)
-        for low, pa in (
-            (mmio.QUEUE_DESC_LOW, DESC),
-            (mmio.QUEUE_DRIVER_LOW, AVAIL),
-            (mmio.QUEUE_DEVICE_LOW, USED),
-        ):
-            self.put(low, pa & 0xFFFF_FFFF)
-            self.put(low + 4, pa >> 32)
-        self.put(mmio.QUEUE_READY, 1)
-        self.put(mmio.STATUS, 15)
-
-    def get(self, offset: int) -> int:
-        return self.device.read(offset, 4)
-
-    def put(self, offset: int, value: int) -> None:
-        self.device.write(offset, 4, value)
-
-    def store(self, pa: int, layout: str, *values: int) -> None:
-        struct.pack_into(layout, self.memory.data, pa - BASE, *values)
-
-    def load(self, pa: int, layout: str) -> tuple[int, ...]:
-        return struct.unpack_from(layout, self.memory.data, pa - BASE)
-
-    def descriptors(self, table: int, rows: list[tuple[int, int, int]], first: int = 0) -> None:
-        """A chain of (pa, length, flags) in consecutive descriptors."""
-        for index, (pa, length, flags) in enumerate(rows):
-            more = NEXT if index + 1 < len(rows) else 0
-            self.store(table + 16 * (first + index), "<QIHH", pa, length, flags | more, first + index + 1)
-
-    def offer(self, head: int = 0) -> None:
-        """Makes the chain at `head` available, without telling the device."""
-        self.store(AVAIL + 4 + 2 * (self.avail % self.num), "<H", head)
-        self.avail = self.avail + 1 & 0xFFFF
-        self.store(AVAIL + 2, "<H", self.avail)
-
-    def notify(self) -> None:
-        self.put(mmio.QUEUE_NOTIFY, 0)
-
-    def run(self) -> None:
-        """Lets the device finish all that it was told of."""
-        while self.clock.jump():
-            self.clock.fire()
-
-    def used(self) -> tuple[int, int] | None:
-        """The next buffer that the device gave back: head and length."""
-        if self.load(USED + 2, "<H")[0] == self.seen:
-            return None
-        head, length = self.load(USED + 4 + 8 * (self.seen % self.num), "<II")
-        self.seen = self.seen + 1 & 0xFFFF
-        return head, length
-
-    def rows(self, kind: int, sector: int, data: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-        """The descriptors of a request whose data is at these (pa, length)."""
-        self.store(HEADER, "<IIQ", kind, 0, sector)
-        self.store(STATUS_BYTE, "<B", OTHER)
-        flags = 0 if kind == T_OUT else WRITE
-        return [(HEADER, 16, 0), *((pa, length, flags) for pa, length in data), (STATUS_BYTE, 1, WRITE)]
-
-    def request(self, kind: int, sector: int, data: list[tuple[int, int]], indirect: bool = False) -> tuple[int, int]:
-        """One request from start to end: its status and used length."""
-        rows = self.rows(kind, sector, data)
-        if indirect:
-            self.descriptors(TABLE, rows)
-            rows = [(TABLE, 16 * len(rows), INDIRECT)]
-        self.descriptors(DESC, rows)
-        self.offer()
-        self.notify()
-        self.run()
-        used = self.used()
-        assert used is not None
-        assert used[0] == 0
-        assert self.used() is None
-        return self.load(STATUS_BYTE, "<B")[0], used[1]
-
-    @property
-    def needs_reset(self) -> bool:
-        return bool(self.get(mmio.STATUS) & mmio.NEEDS_RESET)
+from ringfence.machine.device.virtio_request import LATENCY_NS
 
 
 def test_virtio_mmio_identifies_itself() -> None:
     """The registers that a driver probes with are the standard's, and take 32-bit accesses only."""
-    driver = Driver()
+    driver = BlockDriver()
     assert driver.get(mmio.MAGIC_VALUE).to_bytes(4, "little") == b"virt"
     assert (driver.get(mmio.VERSION), driver.get(mmio.DEVICE_ID)) == (2, 2)
     assert driver.device.read(mmio.MAGIC_VALUE, 1) == 0
@@ -205,7 +54,7 @@ def test_virtio_mmio_identifies_itself() -> None:
 
 def test_virtio_mmio_refuses_features_it_does_not_offer() -> None:
     """FEATURES_OK stays clear until the driver asks for offered features only, and then the set is fixed."""
-    driver = Driver()
+    driver = BlockDriver()
     driver.put(mmio.STATUS, 0)
     assert driver.get(mmio.STATUS) == 0
     driver.put(mmio.STATUS, 3)
@@ -219,10 +68,10 @@ def test_virtio_mmio_refuses_features_it_does_not_offer() -> None:
     assert driver.device.driver_features == 1 << 9
 
 
-@pytest.mark.parametrize(("readonly", "expected"), [(False, 0x3000_0246), (True, 0x3000_0266)])
+@pytest.mark.parametrize(("readonly", "expected"), [(False, 0x3000_6246), (True, 0x3000_0266)])
 def test_virtio_blk_offers_what_its_disk_can_do(readonly: bool, expected: int) -> None:
     """Flush, sector size and segment limits are offered always, RO for a disk that is read-only."""
-    driver = Driver(Platter(readonly=readonly))
+    driver = BlockDriver(Platter(readonly=readonly))
     driver.put(mmio.DEVICE_FEATURES_SEL, 0)
     assert driver.get(mmio.DEVICE_FEATURES) == expected
     driver.put(mmio.DEVICE_FEATURES_SEL, 1)
@@ -233,7 +82,7 @@ def test_virtio_blk_offers_what_its_disk_can_do(readonly: bool, expected: int) -
 
 def test_virtio_blk_shows_its_capacity_at_any_width() -> None:
     """The configuration space is bytes: read in ones, fours or eights it is the same, and 0 behind its end."""
-    device = Driver().device
+    device = BlockDriver().device
     assert device.read(mmio.CONFIG, 8) == 300
     assert bytes(device.read(mmio.CONFIG + n, 1) for n in range(8)) == (300).to_bytes(8, "little")
     assert device.read(mmio.CONFIG + 12, 4) == 126
@@ -254,7 +103,7 @@ def transfers(draw: st.DrawFn) -> tuple[int, int, list[int], bool]:
 @given(st.lists(transfers(), max_size=12), st.integers(0, (1 << 64) - 1))
 def test_virtio_blk_reads_what_was_written(requests: list[tuple[int, int, list[int], bool]], seed: int) -> None:
     """Reads and writes move the disk's bytes, however the driver cuts the data, with and without indirect tables."""
-    driver = Driver()
+    driver = BlockDriver()
     model = bytearray(driver.disk.data)
     for kind, sector, lengths, indirect in requests:
         pas = [DATA + 0x2000 * n + n for n in range(len(lengths))]
@@ -278,7 +127,7 @@ def test_virtio_blk_reads_what_was_written(requests: list[tuple[int, int, list[i
 
 def test_virtio_blk_takes_as_many_segments_as_it_says() -> None:
     """An indirect table with as many segments as the configuration space tells of is no more than a queue's length."""
-    driver = Driver()
+    driver = BlockDriver()
     most = driver.device.read(mmio.CONFIG + 12, 4)
     status, used = driver.request(T_IN, 0, [(DATA + 512 * n, SECTOR) for n in range(most)], indirect=True)
     assert (status, used) == (S_OK, most * SECTOR + 1)
@@ -288,7 +137,7 @@ def test_virtio_blk_takes_as_many_segments_as_it_says() -> None:
 
 def test_virtio_blk_moves_data_at_its_latency_in_guest_time() -> None:
     """Nothing happens before 20 us, and queued requests are served one by one, each 20 us after the last."""
-    driver = Driver()
+    driver = BlockDriver()
     rows = driver.rows(T_IN, 0, [(DATA, SECTOR)])
     driver.descriptors(DESC, rows)
     driver.offer()
@@ -310,7 +159,7 @@ def test_virtio_blk_moves_data_at_its_latency_in_guest_time() -> None:
 
 def test_virtio_blk_queue_goes_round() -> None:
     """The rings' indexes pass the queue's size and 65,535 without a buffer lost or told twice."""
-    driver = Driver(features=1 << 32, num=4)
+    driver = BlockDriver(features=1 << 32, num=4)
     driver.device.last_avail[0] = driver.device.used_idx[0] = driver.avail = driver.seen = 0xFFF0
     for sector in range(40):
         assert driver.request(T_IN, sector, [(DATA, SECTOR)]) == (S_OK, SECTOR + 1)
@@ -318,7 +167,7 @@ def test_virtio_blk_queue_goes_round() -> None:
 
 def test_virtio_interrupt_is_raised_until_acknowledged() -> None:
     """A used buffer sets bit 0 of InterruptStatus and the line; acknowledging clears both."""
-    driver = Driver(features=1 << 32)
+    driver = BlockDriver(features=1 << 32)
     driver.request(T_FLUSH, 0, [])
     assert (driver.wire.level, driver.get(mmio.INTERRUPT_STATUS)) == (True, 1)
     driver.put(mmio.INTERRUPT_ACK, 1)
@@ -330,7 +179,7 @@ def test_virtio_interrupt_is_raised_until_acknowledged() -> None:
 
 def test_virtio_event_index_names_the_interrupt_and_the_notification_wanted() -> None:
     """With the event index the device interrupts at used_event only, and writes what it has seen to avail_event."""
-    driver = Driver()
+    driver = BlockDriver()
     driver.store(AVAIL + 4 + 2 * driver.num, "<H", 1)
     driver.request(T_FLUSH, 0, [])
     assert not driver.wire.level
@@ -342,7 +191,7 @@ def test_virtio_event_index_names_the_interrupt_and_the_notification_wanted() ->
 
 def test_virtio_blk_tells_its_serial() -> None:
     """GET_ID gives 20 bytes, the serial and zeros, or as many as there is room for."""
-    driver = Driver()
+    driver = BlockDriver()
     assert driver.request(T_GET_ID, 0, [(DATA, 20)]) == (S_OK, 21)
     assert driver.memory.read(DATA, 21) == b"platter".ljust(21, b"\0")
     assert driver.request(T_GET_ID, 0, [(DATA, 64)]) == (S_OK, 20)
@@ -352,12 +201,12 @@ def test_virtio_blk_tells_its_serial() -> None:
 
 def test_virtio_blk_flushes_when_asked_and_for_drivers_that_cannot_ask() -> None:
     """FLUSH reaches the disk; without the feature every write is flushed before it completes."""
-    driver = Driver()
+    driver = BlockDriver()
     driver.request(T_OUT, 0, [(DATA, SECTOR)])
     assert driver.disk.flushes == 0
     driver.request(T_FLUSH, 0, [])
     assert driver.disk.flushes == 1
-    driver = Driver(features=0)
+    driver = BlockDriver(features=0)
     driver.request(T_OUT, 0, [(DATA, SECTOR)])
     assert driver.disk.flushes == 1
 
@@ -380,7 +229,7 @@ def test_virtio_blk_flushes_when_asked_and_for_drivers_that_cannot_ask() -> None
 )
 def test_virtio_blk_bad_request_fails_alone(kind: int, sector: int, data: list[tuple[int, int]], status: int) -> None:
     """A request that cannot be done gets a status, takes no memory of its size, and the next one is served."""
-    driver = Driver()
+    driver = BlockDriver()
     before = bytes(driver.disk.data)
     assert driver.request(kind, sector, data)[0] == status
     assert driver.memory.largest <= mmio.CHUNK
@@ -391,18 +240,18 @@ def test_virtio_blk_bad_request_fails_alone(kind: int, sector: int, data: list[t
 
 def test_virtio_blk_medium_errors_are_the_guests() -> None:
     """A disk that fails, or that is read-only, answers VIRTIO_BLK_S_IOERR."""
-    driver = Driver()
+    driver = BlockDriver()
     driver.disk.broken = True
     assert driver.request(T_IN, 0, [(DATA, SECTOR)])[0] == S_IOERR
     assert driver.request(T_OUT, 0, [(DATA, SECTOR)])[0] == S_IOERR
-    driver = Driver(Platter(readonly=True))
+    driver = BlockDriver(Platter(readonly=True))
     assert driver.request(T_OUT, 0, [(DATA, SECTOR)])[0] == S_IOERR
     assert driver.request(T_IN, 0, [(DATA, SECTOR)])[0] == S_OK
 
 
 def test_virtio_blk_serves_a_large_request_in_parts() -> None:
     """A request larger than what moves at a time comes out whole."""
-    driver = Driver()
+    driver = BlockDriver()
     assert driver.request(T_IN, 1, [(DATA, 0x1_8000)])[0] == S_OK
     assert driver.memory.largest == mmio.CHUNK
     assert driver.memory.read(DATA, 0x1_8000) == driver.disk.data[SECTOR : SECTOR + 0x1_8000]
@@ -410,7 +259,7 @@ def test_virtio_blk_serves_a_large_request_in_parts() -> None:
 
 def test_virtio_blk_writes_a_large_request_in_few_parts() -> None:
     """As many as its bytes need, not as many as it has segments, and in their order."""
-    driver = Driver()
+    driver = BlockDriver()
     written: list[tuple[int, bytes]] = []
     driver.disk.write = lambda offset, data: written.append((offset, data))  # type: ignore[method-assign]
     data = bytes(range(256)) * 96 * 4
@@ -424,7 +273,7 @@ def test_virtio_blk_writes_a_large_request_in_few_parts() -> None:
 
 def test_virtio_reset_forgets_everything() -> None:
     """Writing 0 to Status cancels what is pending, lowers the line and takes the queue out of use."""
-    driver = Driver()
+    driver = BlockDriver()
     driver.request(T_FLUSH, 0, [])
     driver.offer()
     driver.notify()
@@ -439,7 +288,7 @@ def test_virtio_reset_forgets_everything() -> None:
 
 def test_virtio_queue_is_left_alone_before_driver_ok() -> None:
     """Notifications before DRIVER_OK, for a queue that is not ready or does not exist, start nothing."""
-    driver = Driver()
+    driver = BlockDriver()
     driver.put(mmio.QUEUE_NOTIFY, 1)
     driver.put(mmio.QUEUE_READY, 0)
     driver.notify()
@@ -452,84 +301,84 @@ def test_virtio_queue_is_left_alone_before_driver_ok() -> None:
 @pytest.mark.parametrize("num", [0, 3, 129, 256, 0xFFFF_FFFF])
 def test_virtio_queue_of_a_bad_size_never_becomes_ready(num: int) -> None:
     """A size that is no power of two, or above QueueNumMax, is refused."""
-    driver = Driver(num=num)
+    driver = BlockDriver(num=num)
     assert driver.get(mmio.QUEUE_READY) == 0
 
 
-def loop(driver: Driver) -> None:
+def loop(driver: BlockDriver) -> None:
     driver.store(DESC, "<QIHH", DATA, 16, NEXT, 0)
 
 
-def long_chain(driver: Driver) -> None:
+def long_chain(driver: BlockDriver) -> None:
     driver.descriptors(TABLE, [(DATA, 0, 0)] * 129)
     driver.store(DESC, "<QIHH", TABLE, 16 * 129, INDIRECT, 0)
 
 
-def next_outside(driver: Driver) -> None:
+def next_outside(driver: BlockDriver) -> None:
     driver.store(DESC, "<QIHH", DATA, 16, NEXT, 8)
 
 
-def nested_table(driver: Driver) -> None:
+def nested_table(driver: BlockDriver) -> None:
     driver.store(DESC, "<QIHH", TABLE, 32, INDIRECT, 0)
     driver.store(TABLE, "<QIHH", TABLE, 32, INDIRECT, 0)
 
 
-def chained_table(driver: Driver) -> None:
+def chained_table(driver: BlockDriver) -> None:
     driver.store(DESC, "<QIHH", TABLE, 16, INDIRECT | NEXT, 1)
 
 
-def odd_table(driver: Driver) -> None:
+def odd_table(driver: BlockDriver) -> None:
     driver.store(DESC, "<QIHH", TABLE, 17, INDIRECT, 0)
 
 
-def empty_table(driver: Driver) -> None:
+def empty_table(driver: BlockDriver) -> None:
     driver.store(DESC, "<QIHH", TABLE, 0, INDIRECT, 0)
 
 
-def table_outside(driver: Driver) -> None:
+def table_outside(driver: BlockDriver) -> None:
     driver.store(DESC, "<QIHH", 0xFFFF_FFFF_FFFF_FFF0, 0xFFFF_FFF0, INDIRECT, 0)
 
 
-def readable_last(driver: Driver) -> None:
+def readable_last(driver: BlockDriver) -> None:
     driver.descriptors(DESC, [(DATA, 16, WRITE), (DATA, 16, 0)])
 
 
-def no_header(driver: Driver) -> None:
+def no_header(driver: BlockDriver) -> None:
     driver.descriptors(DESC, [(HEADER, 15, 0), (STATUS_BYTE, 1, WRITE)])
 
 
-def header_outside(driver: Driver) -> None:
+def header_outside(driver: BlockDriver) -> None:
     driver.descriptors(DESC, [(0, 16, 0), (STATUS_BYTE, 1, WRITE)])
 
 
-def no_status(driver: Driver) -> None:
+def no_status(driver: BlockDriver) -> None:
     driver.descriptors(DESC, [(HEADER, 16, 0)])
 
 
-def empty_status(driver: Driver) -> None:
+def empty_status(driver: BlockDriver) -> None:
     driver.descriptors(DESC, [(HEADER, 16, 0), (DATA, 0, WRITE)])
 
 
-def status_outside(driver: Driver) -> None:
+def status_outside(driver: BlockDriver) -> None:
     driver.descriptors(DESC, [(HEADER, 16, 0), (0, 1, WRITE)])
 
 
-def head_outside(driver: Driver) -> None:
+def head_outside(driver: BlockDriver) -> None:
     driver.store(AVAIL + 4, "<H", 8)
 
 
-def index_jumps(driver: Driver) -> None:
+def index_jumps(driver: BlockDriver) -> None:
     driver.store(AVAIL + 2, "<H", 9)
 
 
-def used_outside(driver: Driver) -> None:
+def used_outside(driver: BlockDriver) -> None:
     driver.descriptors(DESC, driver.rows(T_FLUSH, 0, []))
     driver.put(mmio.QUEUE_READY, 0)
     driver.put(mmio.QUEUE_DEVICE_HIGH, 0xFFFF_FFFF)
     driver.put(mmio.QUEUE_READY, 1)
 
 
-def avail_outside(driver: Driver) -> None:
+def avail_outside(driver: BlockDriver) -> None:
     driver.put(mmio.QUEUE_READY, 0)
     driver.put(mmio.QUEUE_DRIVER_LOW, 0)
     driver.put(mmio.QUEUE_READY, 1)
@@ -558,9 +407,9 @@ def avail_outside(driver: Driver) -> None:
         avail_outside,
     ],
 )
-def test_virtio_bad_queue_stops_the_device_until_reset(breakage: Callable[[Driver], None]) -> None:
+def test_virtio_bad_queue_stops_the_device_until_reset(breakage: Callable[[BlockDriver], None]) -> None:
     """A queue against the rules sets DEVICE_NEEDS_RESET and tells the driver; nothing more is served until a reset."""
-    driver = Driver()
+    driver = BlockDriver()
     driver.offer()
     breakage(driver)
     driver.notify()
@@ -578,7 +427,7 @@ def test_virtio_bad_queue_stops_the_device_until_reset(breakage: Callable[[Drive
 
 def test_virtio_indirect_table_needs_the_feature() -> None:
     """A table that was not negotiated is a bad queue."""
-    driver = Driver(features=1 << 32)
+    driver = BlockDriver(features=1 << 32)
     driver.store(DESC, "<QIHH", TABLE, 16, INDIRECT, 0)
     driver.offer()
     driver.notify()
@@ -613,7 +462,7 @@ def test_virtio_hostile_queue_costs_a_bounded_amount(
     header: bytes,
 ) -> None:
     """Whatever is in the rings, each event moves a bounded amount in bounded pieces, and the events end."""
-    driver = Driver()
+    driver = BlockDriver()
     driver.memory.data[HEADER - BASE : HEADER - BASE + len(header)] = header
     for place, rows in ((DESC, table), (TABLE, indirect)):
         for n, row in enumerate(rows):
@@ -638,7 +487,7 @@ def test_virtio_hostile_queue_costs_a_bounded_amount(
 )
 def test_virtio_registers_take_noise_beside_a_queue(writes: list[tuple[int, int]], data: st.DataObject) -> None:
     """Random writes to the registers of a device at work raise nothing, and a reset makes it work again."""
-    driver = Driver()
+    driver = BlockDriver()
     driver.descriptors(DESC, driver.rows(T_IN, 0, [(DATA, SECTOR)]))
     driver.offer()
     for register, value in writes:

@@ -18,8 +18,10 @@ class Platter:
         self.size = len(self.data)
         self.readonly = readonly
         self.fails: Callable[[str], bool] = lambda _: False
-        """Whether this operation (`read`, `write` or `flush`) is an error of the medium."""
+        """Whether this operation (`read`, `write`, `discard` or `flush`) is an error of the medium."""
         self.flushes = 0
+        self.discarded: list[tuple[int, int]] = []
+        """(offset, length)"""
 
     def read(self, offset: int, length: int) -> bytes:
         self._begin("read", offset, length)
@@ -29,6 +31,15 @@ class Platter:
         assert not self.readonly
         self._begin("write", offset, len(data))
         self.data[offset : offset + len(data)] = data
+
+    def discard(self, offset: int, length: int) -> None:
+        assert not self.readonly
+        self._begin("discard", offset, length)
+        self.data[offset : offset + length] = b"\xdd" * length
+        self.discarded.append((offset, length))
+
+    def zero(self, offset: int, length: int) -> None:
+        self.write(offset, bytes(length))
 
     def flush(self) -> None:
         self._begin("flush", 0, 0)

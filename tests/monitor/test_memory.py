@@ -62,12 +62,12 @@ def test_guests_are_paged_where_memory_is_short(debian: Image) -> None:
     guests = [monitor.create(name, 96 * MiB) for name in ("one", "two")]
     for guest in guests:
         start(guest)
-    for _ in range(20):
+    for _ in range(22):
         for guest in guests:
             guest.run(50_000_000)
     alone = virt(96 * MiB)
     start(alone)
-    alone.run(1_000_000_000)
+    alone.run(1_100_000_000)
     assert "root@ringfence" in alone.console.text
     assert {guest.digest() for guest in guests} == {alone.digest()}
 

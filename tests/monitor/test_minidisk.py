@@ -14,7 +14,8 @@ from test_equivalence import selftest
 
 from ringfence import Extent, Image, MachineError, MiB, Monitor, RawDisk, Virt, VirtualMachine, load, nested, virt
 from ringfence.machine.device import virtio_mmio as mmio
-from ringfence.machine.device.virtio_blk import LATENCY_NS, SECTOR, T_IN, T_OUT
+from ringfence.machine.device.virtio_blk import SECTOR, T_DISCARD, T_IN, T_OUT, T_WRITE_ZEROES
+from ringfence.machine.device.virtio_request import LATENCY_NS
 from ringfence.monitor.vdevice.minidisk import Minidisk, Mode, release
 from ringfence.monitor.vdevice.overlay import delta_size
 
@@ -68,9 +69,17 @@ def test_minidisk_is_the_bytes_of_its_extents_at_any_depth(data: st.DataObject, 
         at = [
             (stores[s], n * SECTOR + b % SECTOR) for b in range(start, start + length) for s, n in [where[b // SECTOR]]
         ]
-        if data.draw(st.booleans()):
+        what = data.draw(st.sampled_from(["read", "read", "write", "write", "zero", "discard"]))
+        if what != "read":
             written = data.draw(st.binary(min_size=3, max_size=3)) * (length // 3 + 1)
-            disk.write(start, written[:length])
+            if what == "write":
+                disk.write(start, written[:length])
+            elif what == "zero":
+                disk.zero(start, length)
+                written = bytes(length)
+            else:
+                disk.discard(start, length)
+                written = disk.read(start, length)  # anything
             for (store, n), byte in zip(at, written, strict=False):
                 store[n] = byte
         assert disk.read(start, length) == bytes(store[n] for store, n in at)
@@ -94,6 +103,22 @@ def test_minidisk_flush_and_errors_go_through_every_level() -> None:
             ask()
     platter.fails = lambda _: False
     assert disk.read(0, SECTOR) == b"x" * SECTOR
+
+
+def test_discards_reach_the_disk_and_copy_on_write_keeps_them() -> None:
+    """Each extent's part is a discard there; what a base has is not this machine's to discard."""
+    platter = Platter(64)
+    machine = nested(2, 20 * MiB, engine="reference", disks=[platter])
+    monitor = Monitor(machine)
+    both = [monitor.minidisk(extent(8, 8), extent(30, 8)), monitor.minidisk(extent(40, 8), mode="cow")]
+    own, copied = monitor.create("guest", SMALL, disks=both).disks
+    own.discard(6 * SECTOR, 4 * SECTOR)
+    assert platter.discarded == [(14 * SECTOR, 2 * SECTOR), (30 * SECTOR, 2 * SECTOR)]
+    before = bytes(platter.data)
+    copied.discard(0, copied.size)
+    copied.zero(0, copied.size)
+    assert copied.read(0, copied.size) == bytes(copied.size)
+    assert len(platter.discarded) == 2 and platter.data == before
 
 
 def test_shared_minidisks_show_each_others_writes() -> None:
@@ -267,7 +292,7 @@ def request(machine: Virt, kind: int, sector: int, buffers: list[tuple[int, int]
 WILD = st.one_of(st.integers(0, (1 << 64) - 1), st.integers((1 << 64) - 64, (1 << 64) - 1))
 REQUESTS = st.lists(
     st.tuples(
-        st.sampled_from([T_IN, T_OUT, T_OUT, 4, 8, 11, 0xFFFF_FFFF]),
+        st.sampled_from([T_IN, T_OUT, T_OUT, 4, 8, T_DISCARD, T_WRITE_ZEROES, 0xFFFF_FFFF]),
         st.one_of(st.integers(0, 40), st.integers(1 << 55, (1 << 55) + 40), WILD),
         st.lists(
             st.tuples(
@@ -331,9 +356,15 @@ def test_request_of_a_monitor_is_verified_too(mode: Mode, offset: int, length: i
         disk.read(offset, length)
     with pytest.raises(OSError, match="of a minidisk of 8192"):
         disk.write(offset, bytes(9000))
+    for change in (disk.discard, disk.zero):
+        with pytest.raises(OSError, match="of a minidisk of 8192"):
+            change(offset, length)
     if mode == "ro":
         with pytest.raises(OSError, match="read-only"):
             disk.write(0, b"x")
+        for change in (disk.discard, disk.zero):
+            with pytest.raises(OSError, match="read-only"):
+                change(0, 1)
     assert platter.data == before
 
 

@@ -66,6 +66,19 @@ def test_what_was_written_is_there_again_where_there_is_a_delta() -> None:
         assert lost.read(0, 3) == bytes(3)
 
 
+@pytest.mark.parametrize("size", [SIZE, (3 << 20) + SECTOR])
+def test_zeroes_are_written_like_anything_else(size: int) -> None:
+    """Over the base and over what was written, also where they are more than is written at a time; the base stays."""
+    base, delta = Platter(size // SECTOR), blank(delta_size(size))
+    before = bytes(base.data)
+    overlay = Overlay(base, delta)
+    overlay.write(BLOCK + 5, b"x" * BLOCK)
+    overlay.zero(SECTOR, size - 2 * SECTOR)
+    expected = before[:SECTOR] + bytes(size - 2 * SECTOR) + before[-SECTOR:]
+    assert overlay.read(0, size) == Overlay(base, delta).read(0, size) == expected
+    assert base.data == before
+
+
 def test_full_place_refuses_a_write_whole() -> None:
     """An error for the guest that asked, with nothing written of it; blocks that are there already can be written."""
     overlay = Overlay(Platter(SECTORS), blank(2 * BLOCK + 2 * BLOCK))

@@ -18,7 +18,7 @@ QCOW2_MAGIC = b"QFI\xfb"
 """The first bytes of a qcow2 image."""
 _BLANK = 1 << 20
 """Zeroes that are written at once, in bytes."""
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
 """Modes of Linux's fallocate(2)."""
 
 
@@ -84,12 +84,12 @@ def _fallocate() -> Any:
     return function
 
 
-def punch(fd: int, offset: int, length: int) -> bool:
+def punch(fd: int, offset: int, length: int, mode: int = _PUNCH_HOLE) -> bool:
     """Gives the host back what is behind these bytes of a file, which then are zero. False: it cannot, and nothing has
     changed.
     """
     function = _fallocate()
-    return function is not None and length > 0 and function(fd, _KEEP_SIZE | _PUNCH_HOLE, offset, length) == 0
+    return function is not None and length > 0 and function(fd, _KEEP_SIZE | mode, offset, length) == 0
 
 
 class RawDisk:
@@ -129,9 +129,9 @@ class RawDisk:
         write_fully(self._fd, data, offset)
 
     def zero(self, offset: int, length: int) -> None:
-        """`length` bytes at `offset` are zero, and take no room where the host can do that; raises `OSError`."""
+        """`length` bytes at `offset` are zero, and their place stays theirs; raises `OSError`."""
         self._check(offset, length)
-        if not punch(self._fd, offset, length):
+        if not punch(self._fd, offset, length, _ZERO_RANGE):
             for done in range(0, length, _BLANK):
                 write_fully(self._fd, bytes(min(_BLANK, length - done)), offset + done)
 

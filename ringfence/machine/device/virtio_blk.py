@@ -9,11 +9,12 @@ from collections.abc import Callable
 from struct import Struct
 from typing import ClassVar, Protocol
 
-from ringfence.machine.device.device import AccessFault, Clock, Field, Line, Memory
-from ringfence.machine.device.virtio_mmio import CHUNK, QUEUE_NUM_MAX, Chain, QueueFault, VirtioMmio, pieces
+from ringfence.machine.device.device import AccessFault, Clock, Line, Memory
+from ringfence.machine.device.virtio_mmio import CHUNK, QUEUE_NUM_MAX, Chain, QueueFault, pieces
+from ringfence.machine.device.virtio_request import LATENCY_NS, VirtioRequest
 
-F_SIZE_MAX, F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH = 1, 2, 5, 6, 9
-T_IN, T_OUT, T_FLUSH, T_GET_ID = 0, 1, 4, 8
+F_SIZE_MAX, F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH, F_DISCARD, F_WRITE_ZEROES = 1, 2, 5, 6, 9, 13, 14
+T_IN, T_OUT, T_FLUSH, T_GET_ID, T_DISCARD, T_WRITE_ZEROES = 0, 1, 4, 8, 11, 13
 S_OK, S_IOERR, S_UNSUPP = 0, 1, 2
 
 SECTOR = 512
@@ -23,11 +24,23 @@ SIZE_MAX = 1 << 18
 """Bytes of a segment."""
 REQUEST_MAX = SEG_MAX * SIZE_MAX
 """Bytes of a request's data: one event's work is bounded by this."""
-LATENCY_NS = 20_000
+DISCARD_SEG, ZEROES_SEG = 16, 1
+"""Segments of a discard, and of a write of zeroes; each is so long that all of them have `REQUEST_MAX` bytes."""
+ALIGNMENT = 4096 // SECTOR
+"""Sectors that are best discarded together."""
+UNMAP = 1
+"""A flag of a segment."""
 ID_BYTES = 20
 
 _HEADER = Struct("<IIQ")
-_CONFIG = Struct("<QIIHBBI")
+_SEGMENT = Struct("<QII")
+_CONFIG = Struct("<QII4xI8x4xIIIII4x")
+"""What is padding here is of features that are not offered, is write_zeroes_may_unmap, or is unused."""
+_LIMITS = {
+    T_DISCARD: (REQUEST_MAX // DISCARD_SEG // SECTOR, DISCARD_SEG),
+    T_WRITE_ZEROES: (REQUEST_MAX // ZEROES_SEG // SECTOR, ZEROES_SEG),
+}
+"""Sectors of a segment, and segments of a request."""
 
 
 class Disk(Protocol):
@@ -51,58 +64,39 @@ class Disk(Protocol):
     def write(self, offset: int, data: bytes) -> None:
         """Stores `data` at `offset`, inside the disk."""
 
+    def discard(self, offset: int, length: int) -> None:
+        """Nobody needs these bytes inside the disk any more: what is read there is anything. May do nothing."""
+
+    def zero(self, offset: int, length: int) -> None:
+        """Stores zeroes at `offset`, inside the disk."""
+
     def flush(self) -> None:
         """Returns when everything written is on the medium."""
 
 
-class VirtioBlk(VirtioMmio):
+class VirtioBlk(VirtioRequest):
     """A disk that serves one request at a time, each `latency_ns` of guest time after the last.
 
-    A request stays in the driver's queue until its time comes; then its data moves and its buffer is given back, so
-    between events nothing is in flight. A request of more than `REQUEST_MAX` bytes, a partial sector, a sector
-    behind the end and data outside RAM end in VIRTIO_BLK_S_IOERR; one with no header or no status byte stops the
-    device.
+    A request of more than `REQUEST_MAX` bytes, a partial sector, a sector behind the end, more or longer segments than
+    the configuration allows and data outside RAM end in VIRTIO_BLK_S_IOERR; one with no header or no status byte stops
+    the device.
     """
 
     ID: ClassVar[int] = 2
-    STATE: ClassVar[tuple[Field, ...]] = (*VirtioMmio.STATE, Field("busy", "bool"))
-    busy: bool
 
     def __init__(self, clock: Clock, line: Line, memory: Memory, disk: Disk, latency_ns: int = LATENCY_NS) -> None:
         self.disk = disk
         self.on_move: Callable[[int, int, int], None] = lambda pa, length, offset: None
         """Called with each piece of RAM that data has come to, or gone from, and where on the disk."""
-        self.latency_ns = latency_ns
         features = 1 << F_SIZE_MAX | 1 << F_SEG_MAX | 1 << F_BLK_SIZE | 1 << F_FLUSH
-        super().__init__(clock, line, memory, features | disk.readonly << F_RO)
+        features |= 1 << F_RO if disk.readonly else 1 << F_DISCARD | 1 << F_WRITE_ZEROES
+        super().__init__(clock, line, memory, features, latency_ns)
 
     def config(self) -> bytes:
-        return _CONFIG.pack(self.disk.size // SECTOR, SIZE_MAX, SEG_MAX, 0, 0, 0, SECTOR)
+        limits = (0,) * 5 if self.disk.readonly else (*_LIMITS[T_DISCARD], ALIGNMENT, *_LIMITS[T_WRITE_ZEROES])
+        return _CONFIG.pack(self.disk.size // SECTOR, SIZE_MAX, SEG_MAX, SECTOR, *limits)
 
-    def notify(self, queue: int) -> None:
-        if not self.busy:
-            self.busy = True
-            self.clock.at(self.clock.now() + self.latency_ns, self, "complete", queue)
-
-    def event(self, kind: str, number: int) -> None:
-        self.busy = False
-        if not self.live(number):
-            return
-        try:
-            chain = self.pop(number)
-            if chain is not None:
-                self.push(number, chain, self._serve(chain))
-            if self.more(number):
-                self.notify(number)
-        except QueueFault:
-            self.fail()
-
-    def reset(self) -> None:
-        super().reset()
-        self.clock.cancel(self, "complete", 0)
-
-    def _serve(self, chain: Chain) -> int:
-        """Does one request; returns how many bytes at the front of its writable part are stored."""
+    def serve(self, chain: Chain) -> int:
         room = sum(length for _, length in chain.writable) - 1
         if room < 0 or sum(length for _, length in chain.readable) < _HEADER.size:
             raise QueueFault("block request without header or status")
@@ -134,10 +128,12 @@ class VirtioBlk(VirtioMmio):
                 data = pieces(chain.readable, _HEADER.size, length)
                 self._write(offset, data)
                 self._moved(offset, data)
-                if not self.negotiated(F_FLUSH):
-                    # A driver that cannot flush relies on every write being durable (section 5.2.6.2).
-                    self.disk.flush()
+                self._written()
                 return 0, S_OK
+            if (kind == T_DISCARD and self.negotiated(F_DISCARD)) or (
+                kind == T_WRITE_ZEROES and self.negotiated(F_WRITE_ZEROES)
+            ):
+                return 0, self._segments(chain, kind)
             if kind == T_FLUSH:
                 self.disk.flush()
                 return 0, S_OK
@@ -151,6 +147,32 @@ class VirtioBlk(VirtioMmio):
         except (OSError, AccessFault):
             return 0, S_IOERR
         return 0, S_UNSUPP
+
+    def _segments(self, chain: Chain, kind: int) -> int:
+        """Discards or zeroes, and returns the status."""
+        length = sum(length for _, length in chain.readable) - _HEADER.size
+        sectors, most = _LIMITS[kind]
+        if length % _SEGMENT.size or not 0 < length <= most * _SEGMENT.size:
+            raise OSError(f"no whole segments, from 1 to {most}, in {length} bytes")
+        data = b"".join(self.memory.read(pa, n) for pa, n in pieces(chain.readable, _HEADER.size, length))
+        segments = list(_SEGMENT.iter_unpack(data))
+        if any(flags & ~(UNMAP if kind == T_WRITE_ZEROES else 0) for _, _, flags in segments):
+            return S_UNSUPP
+        for sector, count, _ in segments:
+            if count > sectors or sector + count > self.disk.size // SECTOR:
+                raise OSError(f"no {count} sectors at {sector} of the disk")
+        for sector, count, _ in segments:
+            if kind == T_DISCARD:
+                self.disk.discard(sector * SECTOR, count * SECTOR)
+            else:
+                self.disk.zero(sector * SECTOR, count * SECTOR)
+        self._written()
+        return S_OK
+
+    def _written(self) -> None:
+        if not self.negotiated(F_FLUSH):
+            # A driver that cannot flush relies on every write being durable (section 5.2.6.2).
+            self.disk.flush()
 
     def _moved(self, offset: int, data: list[tuple[int, int]]) -> None:
         for pa, length in data:

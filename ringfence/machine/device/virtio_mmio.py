@@ -105,6 +105,7 @@ class VirtioMmio(Device):
         Field("device_features_sel", "u32"),
         Field("driver_features_sel", "u32"),
         Field("driver_features", "u64"),
+        Field("features_unknown", "bool"),
         Field("queue_sel", "u32"),
         Field("queue_num", "u32", "QUEUES"),
         Field("queue_ready", "bool", "QUEUES"),
@@ -119,6 +120,7 @@ class VirtioMmio(Device):
     device_features_sel: int
     driver_features_sel: int
     driver_features: int
+    features_unknown: bool
     queue_sel: int
     queue_num: list[int]
     queue_ready: list[bool]
@@ -196,8 +198,8 @@ class VirtioMmio(Device):
         elif offset == DRIVER_FEATURES_SEL:
             self.driver_features_sel = value
         elif offset == DRIVER_FEATURES:
-            if self.driver_features_sel < 2 and not self.status & FEATURES_OK:
-                self.driver_features = _half(self.driver_features, self.driver_features_sel, value)
+            if not self.status & FEATURES_OK:
+                self._write_features(self.driver_features_sel, value)
         elif offset == QUEUE_SEL:
             self.queue_sel = value
         elif self.queue_sel < self.QUEUES:
@@ -282,9 +284,16 @@ class VirtioMmio(Device):
         if value == 0:
             self.reset()
             return
-        if value & FEATURES_OK and self.driver_features & ~self.features:
+        if value & FEATURES_OK and (self.features_unknown or self.driver_features & ~self.features):
             value &= ~FEATURES_OK
         self.status |= value & DRIVER_STATUS
+
+    def _write_features(self, half: int, value: int) -> None:
+        if half < 2:
+            self.driver_features = _half(self.driver_features, half, value)
+        elif value:
+            # There is no feature from 64 on: what the driver took is no subset until a reset (section 2.2.2).
+            self.features_unknown = True
 
     def _write_queue(self, queue: int, offset: int, value: int) -> None:
         if offset == QUEUE_READY:

@@ -16,7 +16,7 @@ from typing import Literal
 from ringfence.errors import MachineError
 from ringfence.machine.device.virtio_blk import Disk
 from ringfence.monitor.vdevice.extent import Allocation, Claim, Extent, Use
-from ringfence.monitor.vdevice.overlay import Medium, Overlay, Unnamed, delta_size
+from ringfence.monitor.vdevice.overlay import Overlay, Unnamed, delta_size
 
 Mode = Literal["rw", "ro", "shared", "cow"]
 _USE: dict[Mode, Use] = {"rw": "exclusive", "ro": "read-only", "shared": "shared", "cow": "read-only"}
@@ -38,6 +38,14 @@ class Span:
         for disk, at, n in self._pieces(offset, len(data)):
             disk.write(at, data[done : done + n])
             done += n
+
+    def discard(self, offset: int, length: int) -> None:
+        for disk, at, n in self._pieces(offset, length):
+            disk.discard(at, n)
+
+    def zero(self, offset: int, length: int) -> None:
+        for disk, at, n in self._pieces(offset, length):
+            disk.zero(at, n)
 
     def flush(self) -> None:
         for disk in {id(disk): disk for disk, _ in self._extents}.values():
@@ -87,7 +95,7 @@ class Minidisk:
         self.owner: str | None = None
         """Whose it is, in words, while it is attached."""
         self._claims: list[Claim] = []
-        self._medium: Medium | None = None
+        self._medium: Span | Overlay | None = None
 
     def attach(self, owner: str) -> None:
         """Its extents are taken, and requests are served. Raises MachineError, with nothing taken."""
@@ -104,7 +112,7 @@ class Minidisk:
             raise MachineError(f"{owner} cannot be used: {getattr(error, 'strerror', None) or error}") from error
         self.owner, self._claims = owner, claims
 
-    def _open(self) -> Medium:
+    def _open(self) -> Span | Overlay:
         disks = self.allocation.disks
         span = Span(disks, self.extents)
         if self.mode != "cow":
@@ -120,16 +128,26 @@ class Minidisk:
         return self._verified(offset, length).read(offset, length)
 
     def write(self, offset: int, data: bytes) -> None:
-        medium = self._verified(offset, len(data))
-        if self.readonly:
-            raise OSError(errno.EROFS, "write to a minidisk that is read-only")
-        medium.write(offset, data)
+        self._writable(offset, len(data)).write(offset, data)
+
+    def discard(self, offset: int, length: int) -> None:
+        """As the disks of its extents do; copy on write keeps what it has."""
+        self._writable(offset, length).discard(offset, length)
+
+    def zero(self, offset: int, length: int) -> None:
+        self._writable(offset, length).zero(offset, length)
 
     def flush(self) -> None:
         """Returns when everything written is on the medium, below every machine."""
         self._verified(0, 0).flush()
 
-    def _verified(self, offset: int, length: int) -> Medium:
+    def _writable(self, offset: int, length: int) -> Span | Overlay:
+        medium = self._verified(offset, length)
+        if self.readonly:
+            raise OSError(errno.EROFS, "write to a minidisk that is read-only")
+        return medium
+
+    def _verified(self, offset: int, length: int) -> Span | Overlay:
         if self._medium is None:
             raise OSError(errno.ENXIO, "the minidisk is no machine's")
         if offset < 0 or length < 0 or offset + length > self.size:

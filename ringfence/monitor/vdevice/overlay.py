@@ -29,6 +29,8 @@ BLOCK = 4096
 _HEADER = Struct("<16sIIQQ")
 _MAGIC = b"ringfence copy-1"
 _ENTRIES = SECTOR // 4
+_ZEROES = 16 * CHUNK
+"""Bytes of zeroes that are written at a time, and may wait for the medium."""
 
 
 class Medium(Protocol):
@@ -154,6 +156,13 @@ class Overlay:
             self._map[block] = entry
             self._dirty.add(block // _ENTRIES)
         self._save()
+
+    def discard(self, offset: int, length: int) -> None:
+        """Nothing: a slot stays its block's."""
+
+    def zero(self, offset: int, length: int) -> None:
+        for done in range(0, length, _ZEROES):
+            self.write(offset + done, bytes(min(_ZEROES, length - done)))
 
     def flush(self) -> None:
         self._save()
