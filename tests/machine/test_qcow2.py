@@ -391,7 +391,7 @@ def test_damaged_image_is_an_error_or_data(tmp_path: Path, bits: int, order: int
     rng = random.Random(bits)
     tables = [at for at in range(0, len(whole) - 7, 8) if any(whole[at : at + 8]) and whole[at : at + 8] != b"x" * 8]
     outcomes: set[str] = set()
-    for n in range(round(200 * SCALE)):
+    for n in range(round(100 * SCALE)):
         image = bytearray(whole)
         for _ in range(rng.choice([1, 1, 1, 2, 5])):
             at = rng.choice(tables) if n % 4 else rng.randrange(len(image) - 8)

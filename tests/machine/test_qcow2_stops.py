@@ -105,7 +105,7 @@ def test_killed_writer_leaves_no_damage(tmp_path: Path, bits: int) -> None:
     (tmp_path / "under").write_bytes(random.Random(bits).randbytes(3 << 20))
     create(path, 4 << 20, backing="under", backing_format="raw", cluster_bits=bits)
     moment = random.Random(bits)
-    for n in range(round(7 * SCALE)):
+    for n in range(round(4 * SCALE)):
         with subprocess.Popen([sys.executable, "-c", WRITER, path, str(n)], stdout=subprocess.PIPE) as writer:
             assert writer.stdout is not None and writer.stdout.readline() == b"open\n"
             try:
@@ -204,7 +204,7 @@ def test_host_without_power_leaves_no_damage(
 
         medium.before_wait = lose
         with Qcow2Disk(path) as disk:
-            for _ in range(round(80 * SCALE)):
+            for _ in range(round(50 * SCALE)):
                 at = rng.randrange(len(model))
                 n = min(rng.randrange(1, 6000), len(model) - at)
                 if rng.random() < 0.6:

@@ -45,11 +45,11 @@ def trapped(techniques: Sequence[Technique], engine: Engine, harts: int = 1, tur
         (TRAP + VM_BIT, "threaded", 5),
         (VM_BIT + TRAP, "threaded", 5),
         (TRAP + VM_BIT, "reference", 2),
-        (TRANSLATION, "threaded", 15),
-        (TRANSLATION * 3, "threaded", 5),
-        (TRANSLATION, "reference", 3),
-        (TRAP + TRANSLATION, "threaded", 5),
-        (TRANSLATION + VM_BIT, "threaded", 5),
+        (TRANSLATION, "threaded", 10),
+        (TRANSLATION * 3, "threaded", 3),
+        (TRANSLATION, "reference", 2),
+        (TRAP + TRANSLATION, "threaded", 3),
+        (TRANSLATION + VM_BIT, "threaded", 3),
         (VM_BIT + TRANSLATION, "reference", 2),
     ],
 )
@@ -87,7 +87,7 @@ def test_random_programs_do_not_depend_on_stops(techniques: list[Technique]) -> 
         check(whole, cut, f"program trap stops {case}")
 
 
-CHANGED = [TRAP, TRAP * 2, VM_BIT, VM_BIT * 2, TRAP + VM_BIT, TRANSLATION, TRANSLATION * 2, TRAP + TRANSLATION]
+CHANGED = [TRAP, TRAP * 2, VM_BIT, VM_BIT * 2, TRAP + VM_BIT, TRANSLATION, TRAP + TRANSLATION]
 
 
 @pytest.mark.parametrize("techniques", CHANGED, ids="-".join)
