@@ -167,7 +167,7 @@ class UserNetwork:
         self._receive = receive
 
     def send(self, frame: bytes) -> None:
-        if len(self._frames) < WAITING:
+        if len(self._frames) < WAITING and not self._closing:  # then the descriptor is another's
             self._frames.append(frame)
             self._stir()
 

@@ -168,9 +168,10 @@ class Emit:
         bits = self.pointer(self.address(self.field("machine")), layout.MACHINE["breaks"].offset)
         return low(zext(self.peek(self.pointer(bits, offset >> 4), 8)) >> (offset >> 1 & 7), 1) == 1
 
-    def frame(self, pa: Word, right: int, blank: Callable[[], object] | None = None) -> tuple[Word, Word, Word]:
+    def frame(self, pa: Word, right: int, blank: Callable[[Word], object] | None = None) -> tuple[Word, Word, Word]:
         """(place in RAM, the machine's frame, the bare machine's) of a physical address; what is not RAM is the
-        reference's. A virtual machine's f is composed already. `blank`: what to do where there is no frame.
+        reference's. A virtual machine's f is composed already. `blank`: what to do with the
+        number of one that is not there.
         """
         offset = pa - self.field("ram_base")
         self.when(offset >= self.field("ram_size"), self.rare)
@@ -182,7 +183,7 @@ class Emit:
 
             def fault() -> None:
                 if blank is not None:
-                    self.when((place & BLANK) != 0, blank)
+                    self.when((place & BLANK) != 0, partial(blank, frame))
                 self.set_field("cause", frame)
                 self.set_field("tval", Int(right | (BLANK if blank is not None else 0)))
                 self.leave(Action.FAULT)

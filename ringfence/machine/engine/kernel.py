@@ -128,15 +128,18 @@ def _slow(g: Geometry, access: Access, zero: bool = False) -> str:
         pa = translate(e, va, access)  # type: ignore[arg-type]
         e.set_field("physical", pa)
 
-        def sink() -> None:
+        machine = effective_privilege(e, access) == M  # type: ignore[arg-type]
+        bit = (2, 0, 1)[access]
+        needed = select(machine, Int(bit + 4), Int(bit))
+
+        def sink(guest: Word) -> None:
+            e.permitted(guest, needed)
             place = e.pointer("%state", OFFSETS["sink"])
             e.b.emit(f"ret i64 {e.b.op(f'ptrtoint ptr {place} to i64', 64)}")
             raise Ended
 
         place, guest, frame = e.frame(pa, (EXECUTE, READ, WRITE)[access], sink if zero else None)
-        machine = effective_privilege(e, access) == M  # type: ignore[arg-type]
-        bit = (2, 0, 1)[access]
-        e.permitted(guest, select(machine, Int(bit + 4), Int(bit)))
+        e.permitted(guest, needed)
         host = e.machine("ram_host") + place
         flag = e.address(e.machine("flags") + frame)
 
