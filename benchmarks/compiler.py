@@ -26,7 +26,7 @@ def compiler(functions: int) -> cpio.Archive:
     """
     directory = cache_directory() / "benchmarks" / "packages"
     directory.mkdir(parents=True, exist_ok=True)
-    debian = catalog.entry("debian")
+    debian = catalog.system("debian")
     index = Index(find_release(mirrors(), debian.suite, keyring()), debian.component, debian.architecture, directory)
     archive = cpio.Archive()
     for name in PACKAGES:

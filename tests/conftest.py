@@ -11,7 +11,7 @@ from loopback_archive import Keys, Mirror, make_keys
 from ringfence.errors import NoSuchImage, RingfenceError
 from ringfence.guest import mirror
 from ringfence.guest.archive import Release, find_release
-from ringfence.guest.catalog import entry
+from ringfence.guest.catalog import system
 from ringfence.guest.image import Image, Store
 
 
@@ -76,7 +76,7 @@ def debian_mirror(empty_mirror: Mirror, published: Mirror) -> Mirror:
 def network_release() -> Release:
     """The suite of the image `debian` on the mirror that this host is configured with; skips where there is none."""
     try:
-        return find_release(mirror.mirrors(), entry("debian").suite, mirror.keyring())
+        return find_release(mirror.mirrors(), system("debian").suite, mirror.keyring())
     except RingfenceError as error:
         pytest.skip(f"no package mirror: {error}")
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ringfence.machine.device.disk import RawDisk
     from ringfence.machine.device.qcow2 import Qcow2Disk
 
-READ_ONLY = ":ro"
+READ_ONLY, SNAPSHOT = ":ro", ":snapshot"
 
 _ASK = ("sh", "-c", r"""stty -ixon crtscts; printf '\005'; exec "$@" """.strip(), "sh")
 """Before a command whose input is no terminal: the terminal line is set up by now, and can hold the sender off."""
@@ -44,6 +44,11 @@ class Guest:
     image: Image | None = None
     symbols: Path | None = None
     """What gdb can read them from, where that is not for the user to know."""
+
+    @property
+    def disk(self) -> Path | None:
+        """The image's own."""
+        return None if self.image is None else self.image.disk
 
     def load(self, board: Virt) -> Program:
         """Into a machine. Raises NotBootable and DamagedImage."""
@@ -100,6 +105,12 @@ def guest_of(
     found = pulled(image)
     line = f"{found.append(command=bool(command))} {append}".strip()
     symbols = Store().path(image) / found.symbols.name if found.symbols.exists() else None
+    if found.disk is not None:
+        if command:
+            raise click.UsageError(
+                f"{image} has a system of its own, which runs no command from here: log in, or use ssh"
+            )
+        return Guest(found.kernel, (found.initrd,), line, bios, END_OF_FILE, image=found, symbols=symbols)
     if person and not command:
         return Guest(found.kernel, (found.initrd,), line, bios, END_OF_FILE, image=found, symbols=symbols)
     archive = command_archive(tuple(command) if person else (*_ASK, *(command or _SCRIPT)), terminal=person)

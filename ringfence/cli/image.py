@@ -1,17 +1,22 @@
 """`ringfence image`: the guest images on this host, and the ones that can be fetched."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ringfence.cli import explain, plain_interrupt, printable
-from ringfence.errors import DamagedImage, NoSuchImage, NotBootable, RingfenceError
+from ringfence.cli.options import File, Memory
+from ringfence.errors import DamagedImage, ImageError, NoSuchImage, NotBootable, RingfenceError
+from ringfence.guest.file import read_regular
 from ringfence.guest.program import CORRAL, EMBEDDED
 
 if TYPE_CHECKING:
+    from ringfence.guest.deb import Package
     from ringfence.guest.download import Progress
     from ringfence.guest.image import Image
 
@@ -28,7 +33,7 @@ class _Reporting(click.Group):
 
 @click.group(cls=_Reporting)
 def image() -> None:
-    """Guest images: list, pull, path, rm."""
+    """Guest images: list, pull, path, rm; build, import, export those with a disk."""
 
 
 @image.command("list")
@@ -38,7 +43,7 @@ def list_images() -> None:
     from ringfence.guest.image import Store
 
     here = Store().images()
-    summaries = {name: entry.summary for name, entry in catalog().items()}
+    summaries = catalog().summaries
     states = dict.fromkeys(summaries, "not pulled") | {name: _state(found) for name, found in here.items()}
     states[EMBEDDED] = "built in"
     summaries[EMBEDDED] = "Ringfence's own small operating system"
@@ -49,35 +54,158 @@ def list_images() -> None:
 def _state(found: "Image | None") -> str:
     if found is None:
         return "damaged: pull it again"
+    if not found.lock.packages:
+        return "imported"
     return f"{found.lock.suite} {found.lock.version}, kernel {found.lock.packages[0].version}"
+
+
+def _versions(packages: "Sequence[Package]") -> str:
+    """Of those that an image is known by."""
+    return printable(", ".join(f"{package.name} {package.version}" for package in packages[:2]))
+
+
+def _keys(files: Sequence[str]) -> tuple[str, ...]:
+    """The public keys in these files, or those of the user."""
+    lines: list[str] = []
+    for file in [Path(file) for file in files] or sorted((Path.home() / ".ssh").glob("*.pub")):
+        try:
+            text = read_regular(file).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise ImageError(f"the key {file} cannot be read: {why}") from None
+        lines += [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if wrong := [line for line in lines if "PRIVATE KEY" in line]:
+        raise ImageError(f"a public key is asked for, and this is none: {wrong[0]}")
+    return tuple(lines)
+
+
+mirror_option = click.option(
+    "--mirror", metavar="URL", help="The Debian mirror to use; else what apt on this host uses."
+)
+keyring_option = click.option(
+    "--keyring", metavar="FILE", help="The public keys that may sign; else Debian's, from this host."
+)
+key_option = click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="FILE",
+    help="A public key that may come by ssh. Default: those of ~/.ssh.",
+)
 
 
 @image.command()
 @click.argument("name")
-@click.option("--mirror", metavar="URL", help="The Debian mirror to use; else what apt on this host uses.")
-@click.option("--keyring", metavar="FILE", help="The public keys that may sign; else Debian's, from this host.")
+@mirror_option
+@keyring_option
 @click.option("--update", is_flag=True, help="Make the image again if the mirror has newer packages.")
-def pull(name: str, mirror: str | None, keyring: str | None, update: bool) -> None:
+@key_option
+def pull(name: str, mirror: str | None, keyring: str | None, update: bool, keys: tuple[str, ...]) -> None:
     """Fetch the packages of the image NAME and make it."""
     if name == EMBEDDED:
         click.echo(f"{name} is built in")
         return
     from ringfence.guest import mirror as settings
-    from ringfence.guest.catalog import entry
+    from ringfence.guest.catalog import Installed, entry
     from ringfence.guest.image import Store
 
-    entry(name)
     store = Store(waiting=_waiting)
-    mirrors, keys = settings.mirrors(mirror), settings.keyring(keyring)
-    with _progress() as progress:
-        found, changed = store.pull(name, mirrors, keys, update=update, progress=progress)
-    versions = printable(", ".join(f"{package.name} {package.version}" for package in found.lock.packages))
+    installed = isinstance(entry(name), Installed)
+    if keys and not installed:
+        raise click.UsageError(f"--key is for an image with a disk, and {name} has none")
+    if update and installed:
+        raise click.UsageError(
+            f"{name} is brought up to date from inside, by apt: made again, what was done on its disk would be lost"
+        )
+    mirrors, allowed = settings.mirrors(mirror), settings.keyring(keyring)
+    with _progress() as (progress, steps):
+        if installed:
+            found, changed = store.install(
+                name, mirrors, allowed, keys=_keys(keys), progress=progress, steps=steps
+            )  # fmt: skip
+        else:
+            found, changed = store.pull(name, mirrors, allowed, update=update, progress=progress)
+    versions = _versions(found.lock.packages)
     if changed:
         click.echo(f"{name} is made of {versions}")
     elif update:
         click.echo(f"{name} is up to date: {versions}")
+    elif installed:
+        click.echo(f"{name} is here already: {versions}")
     else:
         click.echo(f"{name} is here already: {versions} (--update asks for newer ones)")
+
+
+@image.command()
+@click.argument("name", metavar="SYSTEM")
+@click.option("-o", "--output", required=True, type=File(), help="The disk's file, which is made.")
+@click.option("--packages", default="", metavar="NAME[,NAME...]", help="What is installed beside the system.")
+@click.option("--size", type=Memory(), default="4G", show_default=True, help="The disk's.")
+@click.option("--hostname", default="debian", show_default=True)
+@click.option("--user", metavar="NAME", help="A user, who may become root by sudo. Else there is root alone.")
+@key_option
+@mirror_option
+@keyring_option
+def build(
+    name: str,
+    output: str,
+    packages: str,
+    size: int,
+    hostname: str,
+    user: str | None,
+    keys: tuple[str, ...],
+    mirror: str | None,
+    keyring: str | None,
+) -> None:
+    """Install SYSTEM (debian) with packages of its archive on a disk, which is a raw image, or a qcow2 one where its
+    name ends so. The same packages and options make the same bytes. `ringfence image import` makes it one to run.
+
+    Root, and the user, log in at the console without a password, and by ssh with a key.
+    """
+    from ringfence.guest import mirror as settings
+    from ringfence.guest.image import Store
+    from ringfence.guest.installation import Settings
+
+    names = tuple(word for word in packages.split(",") if word)
+    wanted = Settings(names, size, hostname, user, _keys(keys))
+    place = Path(output)
+    with _progress() as (progress, steps):
+        store = Store(waiting=_waiting)
+        mirrors, allowed = settings.mirrors(mirror), settings.keyring(keyring)
+        system = store.build(name, wanted, mirrors, allowed, place, progress=progress, steps=steps)
+    click.echo(f"{output} is made of {len(system.packages)} packages, with {_versions(system.packages)}")
+
+
+@image.command("import")
+@click.argument("file", type=File())
+@click.option("--name", required=True, help="What it is to be called.")
+@click.option("--kernel", type=File(), help="What to boot it with; else the newest kernel in its /boot.")
+@click.option("--initrd", type=File(), help="The kernel's first file system; else the one beside that.")
+@click.option("--append", metavar="TEXT", help="The kernel's command line; else one that names where the system is.")
+def import_image(file: str, name: str, kernel: str | None, initrd: str | None, append: str | None) -> None:
+    """Make a copy of the disk image FILE, raw or qcow2, an image to run."""
+    from ringfence.guest.image import Store
+
+    place, given = Path(file), {"kernel": kernel, "initrd": initrd}
+    appliance = pulled("debian")
+    files = {part: None if path is None else Path(path) for part, path in given.items()}
+    Store(waiting=_waiting).add(name, place, appliance, append=append, **files)
+    click.echo(f"{name} can be run")
+
+
+@image.command()
+@click.argument("name")
+@click.option("-o", "--output", required=True, type=File(), help="The file that is made; it is not there yet.")
+def export(name: str, output: str) -> None:
+    """Copy the disk of the image NAME to a raw image, or to a qcow2 one where the file's name ends so."""
+    from ringfence.guest.image import Store
+    from ringfence.guest.transfer import copy
+
+    found = Store().find(name)
+    if found.disk is None:
+        raise ImageError(f"{name} has no disk: its kernel and first file system are in `ringfence image path {name}`")
+    copy(found.disk, Path(output))
+    click.echo(f"{output} has the disk of {name}")
 
 
 @image.command()
@@ -108,12 +236,15 @@ def pulled(name: str) -> "Image":
         return store.find(name)
     except NoSuchImage:
         from ringfence.guest import mirror
-        from ringfence.guest.catalog import entry
+        from ringfence.guest.catalog import Installed, entry
 
-        entry(name)
+        installed = isinstance(entry(name), Installed)
         plain_interrupt(False)
-        with _progress() as progress:
-            return store.pull(name, mirror.mirrors(None), mirror.keyring(None), progress=progress).image
+        mirrors, keyring = mirror.mirrors(None), mirror.keyring(None)
+        with _progress() as (progress, steps):
+            if installed:
+                return store.install(name, mirrors, keyring, keys=_keys(()), progress=progress, steps=steps).image
+            return store.pull(name, mirrors, keyring, progress=progress).image
 
 
 def unbootable(found: "Image", error: RingfenceError) -> RingfenceError:
@@ -129,41 +260,57 @@ def _waiting() -> None:
 
 
 @contextmanager
-def _progress() -> "Iterator[Progress]":
-    """Bars on a terminal, a line for each file elsewhere; on standard error, so that output stays output."""
+def _progress() -> "Iterator[tuple[Progress, Progress]]":
+    """What shows downloads, and steps of work: bars on a terminal, a line for each elsewhere; on standard error, so
+    that output stays output.
+    """
     if not sys.stderr.isatty():
-        yield _lines()
+        yield _lines("{:.1f} MB", 1e6), _lines("{:.0f} steps", 1)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TaskID,
+        TextColumn,
+    )
     from rich.table import Column
+    from rich.text import Text
 
     class Terminal(Console):
         def show_cursor(self, show: bool = True) -> bool:
             return False  # rich would hide it, and a signal that ends or stops us leave it so
 
+    class Amount(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return (DownloadColumn if task.fields["bytes"] else MofNCompleteColumn)().render(task)
+
     # On a narrow terminal the name gives way, so that a bar stays one line.
     name_column = TextColumn(
         "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
     )
-    columns = (name_column, BarColumn(20), DownloadColumn(table_column=Column(no_wrap=True)))
+    columns = (name_column, BarColumn(20), Amount(table_column=Column(no_wrap=True)))
     with Progress(*columns, console=Terminal(stderr=True), expand=True) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def show(name: str, done: int, total: int) -> None:
+        def show(name: str, done: int, total: int, of_bytes: bool = True) -> None:
             if name not in tasks:
-                tasks[name] = bars.add_task(printable(name), total=total)
+                tasks[name] = bars.add_task(printable(name), total=total, bytes=of_bytes)
             bars.update(tasks[name], completed=done)
 
-        yield show
+        yield show, partial(show, of_bytes=False)
 
 
-def _lines() -> "Progress":
+def _lines(unit: str, size: float) -> "Progress":
     seen: set[str] = set()
 
     def show(name: str, done: int, total: int) -> None:
         if name not in seen:
             seen.add(name)
-            click.echo(f"{printable(name)}: {total / 1e6:.1f} MB", err=True)
+            click.echo(f"{printable(name)}: {unit.format(total / size)}", err=True)
 
     return show

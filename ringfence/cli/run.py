@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import click
 
 from ringfence.cli import options as cli
-from ringfence.cli.guest import guest_of, isa_of, open_disks
+from ringfence.cli.guest import SNAPSHOT, guest_of, isa_of, open_disks
 from ringfence.cli.network import network, open_network, pcap, publish, tell_time
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ Exit status: the guest's own, and
     help="A disk image, qcow2 if it begins as one, else raw; up to eight. With :ro it is only read, and machines can "
     "share it.",
 )
+@click.option("--snapshot", is_flag=True, help="What is written to the disk that IMAGE itself has is thrown away.")
 @network
 @publish
 @pcap
@@ -142,6 +143,15 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
     engine: Literal["threaded", "reference"] = (
         "reference" if options["trace"] or tree else options["engine"] or "threaded"
     )
+    disks = list(options["disk"])
+    if guest.disk is not None:
+        disks.insert(0, f"{guest.disk}{SNAPSHOT}" if options["snapshot"] else str(guest.disk))
+        if options["network"] is None:
+            options["network"] = "user"
+    elif options["snapshot"]:
+        raise click.UsageError(
+            "--snapshot is for an image that has a disk of its own; of a --disk that is said behind its name"
+        )
     links = open_network(options, stack)
     board = nested(
         options["depth"],
@@ -151,7 +161,7 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
         seed=options["seed"],
         engine=engine,
         console=output,
-        disks=open_disks(options["disk"], stack),
+        disks=open_disks(disks, stack),
         links=links,
         technique=technique,
         tlb=options["tlb"],

@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from pathlib import Path
 
 from ringfence.errors import ImageError, MirrorError
 from ringfence.guest.deb import Package, decompressed
+from ringfence.guest.dependencies import Fields, relation_names
 from ringfence.guest.download import Progress, download, host, read, silent
 from ringfence.guest.mirror import stanza_fields
 from ringfence.guest.signature import signed_text
 
 _INDEX_LIMIT = 8 << 20
+_PRIORITIES = ("required", "important", "standard", "optional")
 _CLOCK_ERROR = timedelta(days=1)
 
 
@@ -90,18 +93,15 @@ class Index:
         directory: Path,
         progress: Progress = silent,
     ) -> None:
-        self._release = release
+        self.release = release
         self._directory = directory
         self._progress = progress
         self._text = self._packages(f"{component}/binary-{architecture}")
 
     def package(self, name: str, version: str | None = None) -> Package:
         """The package of that name, and of that version if one is given; MirrorError if there is none."""
-        start = 0
-        while (start := self._text.find(f"\nPackage: {name}\n".encode(), start)) >= 0:
-            start += 1
-            end = self._text.find(b"\n\n", start)
-            fields = stanza_fields(self._text[start : end if end >= 0 else None].decode())
+        for start in self._places.get(name, ()):
+            fields = self._fields(start)
             try:
                 found = Package(
                     name,
@@ -113,11 +113,25 @@ class Index:
                     fields.get("depends", ""),
                 )
             except (KeyError, ValueError) as error:
-                raise MirrorError(f"the index of {self._release.codename} is wrong about {name}: {error}") from error
+                raise MirrorError(f"the index of {self.release.codename} is wrong about {name}: {error}") from error
             if version in (None, found.version):
                 return found
         wanted = name if version is None else f"{name} {version}"
-        raise MirrorError(f"{host(self._release.mirror)} has no package {wanted} in {self._release.codename}")
+        raise MirrorError(f"{host(self.release.mirror)} has no package {wanted} in {self.release.codename}")
+
+    def find(self, name: str) -> Fields | None:
+        """The fields of the package of that name."""
+        return self._fields(self._places[name][0]) if name in self._places else None
+
+    def providers(self, name: str) -> list[str]:
+        """The packages that provide it: what the suite holds most important first."""
+        return sorted(self._providers.get(name, ()), key=self._rank)
+
+    def of_priority(self, *priorities: str) -> list[str]:
+        """The packages of these priorities (Debian Policy, section 2.5), by name."""
+        wanted = "|".join(priorities).encode()
+        places = re.finditer(rb"(?m)^Priority: (?:%b)$" % wanted, self._text)
+        return sorted({self._name_at(match.start()) for match in places})
 
     def kernel(self, name: str) -> Package:
         """The package with the kernel itself, which the package `name` is or depends on."""
@@ -126,28 +140,74 @@ class Index:
         match = re.search(r"(?:^|,\s*)(linux-image-[^\s,|(]+)(?:\s*\(=\s*([^)\s]+)\s*\))?", package.depends)
         return self.package(match[1], match[2]) if match else package
 
-    def fetch(self, package: Package) -> Path:
+    def fetch_all(self, packages: Sequence[Package]) -> dict[Package, Path]:
+        """The files of packages, with progress as of one."""
+        total = sum(package.size for package in packages)
+        places: dict[Package, Path] = {}
+        for package in packages:
+            before = sum(there.size for there in places)
+
+            def show(_: str, done: int, size: int, before: int = before) -> None:
+                self._progress("packages", before + done, total)
+
+            places[package] = self.fetch(package, show)
+        return places
+
+    def fetch(self, package: Package, progress: Progress | None = None) -> Path:
         """The file of the package, in the directory, once its checksum holds."""
         place = self._directory / package.sha256
-        address = f"{self._release.mirror}/{package.filename}"
-        download(address, place, size=package.size, sha256=package.sha256, progress=self._progress)
+        address = f"{self.release.mirror}/{package.filename}"
+        download(address, place, size=package.size, sha256=package.sha256, progress=progress or self._progress)
         return place
+
+    def prune(self) -> None:
+        """Deletes the files in the directory that the archive does not have."""
+        for path in self._directory.iterdir():
+            if path.is_file() and path.name.encode() not in self._text:
+                path.unlink()
+
+    def _fields(self, start: int) -> Fields:
+        end = self._text.find(b"\n\n", start)
+        return stanza_fields(self._text[start : end if end >= 0 else None].decode())
+
+    def _name_at(self, place: int) -> str:
+        """Whose stanza has that place."""
+        start = self._text.rfind(b"\nPackage: ", 0, place) + len(b"\nPackage: ")
+        return self._text[start : self._text.index(b"\n", start)].decode()
+
+    @cached_property
+    def _places(self) -> dict[str, list[int]]:
+        """Where the stanzas are, by package name."""
+        places: dict[str, list[int]] = {}
+        for match in re.finditer(rb"(?m)^Package: (.*)$", self._text):
+            places.setdefault(match[1].decode(), []).append(match.start())
+        return places
+
+    def _rank(self, name: str) -> tuple[int, str]:
+        priority = self._fields(self._places[name][0]).get("priority", "")
+        return (_PRIORITIES.index(priority) if priority in _PRIORITIES else len(_PRIORITIES)), name
+
+    @cached_property
+    def _providers(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for match in re.finditer(rb"(?m)^Provides: (.*)$", self._text):
+            for name in relation_names(match[1].decode()):
+                found.setdefault(name, set()).add(self._name_at(match.start()))
+        return found
 
     def _packages(self, directory: str) -> bytes:
         from lzma import LZMAError
 
         for suffix in (".xz", ".gz", ""):
             path = f"{directory}/Packages{suffix}"
-            if path in self._release.files:
+            if path in self.release.files:
                 break
         else:
-            raise MirrorError(
-                f"{self._release.codename} on {host(self._release.mirror)} has no packages for {directory}"
-            )
-        size, sha256 = self._release.files[path]
+            raise MirrorError(f"{self.release.codename} on {host(self.release.mirror)} has no packages for {directory}")
+        size, sha256 = self.release.files[path]
         # By its checksum an index can be had even while the mirror is being brought up to date.
-        name = f"{directory}/by-hash/SHA256/{sha256}" if self._release.by_hash else path
-        address = f"{self._release.mirror}/dists/{self._release.suite}/{name}"
+        name = f"{directory}/by-hash/SHA256/{sha256}" if self.release.by_hash else path
+        address = f"{self.release.mirror}/dists/{self.release.suite}/{name}"
         place = self._directory / sha256
         download(
             address,

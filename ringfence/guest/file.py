@@ -29,3 +29,11 @@ def have_regular(path: Path) -> bool:
         return True
     delete(path)
     return False
+
+
+def store(path: Path, data: bytes) -> None:
+    """Writes a file so that it is on the disk before anything leads to it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

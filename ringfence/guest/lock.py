@@ -2,6 +2,7 @@
 
 import hashlib
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 import msgspec
 
 from ringfence.guest import deb
-from ringfence.guest.file import read_regular
+from ringfence.guest.file import read_regular, store
+
+DISK = "disk.img"
+"""The file that is an image's disk; it changes as the system on it does."""
 
 
 class Lock(msgspec.Struct, frozen=True):
@@ -27,6 +31,8 @@ class Lock(msgspec.Struct, frozen=True):
     """The SHA-256 of each file of the image."""
     sizes: dict[str, int] = {}
     """Their sizes in bytes; none in the locks of earlier versions."""
+    disk: bool = False
+    """Whether it has a disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,11 @@ class Image:
         """The kernel's symbols, an ELF file for gdb; there where the kernel has a table of them."""
         return self.directory / "symbols.elf"
 
+    @property
+    def disk(self) -> Path | None:
+        """Its disk, a raw image."""
+        return self.directory / DISK if self.lock.disk else None
+
     def append(self, *, command: bool = False) -> str:
         """The kernel's command line, for a person's shell or for one command whose output is all that shows."""
         return self.lock.append_command if command else self.lock.append
@@ -73,7 +84,7 @@ class Image:
                             return False
         except (OSError, ValueError):
             return False
-        return {"kernel", "initrd"} <= self.lock.files.keys()
+        return {"kernel", "initrd"} <= self.lock.files.keys() and (self.disk is None or self.disk.is_file())
 
 
 def read_image(directory: Path) -> Image | None:
@@ -82,3 +93,10 @@ def read_image(directory: Path) -> Image | None:
         return Image(directory, msgspec.json.decode(read_regular(directory / "lock.json"), type=Lock))
     except (OSError, msgspec.MsgspecError):
         return None
+
+
+def written(directory: Path, contents: Mapping[str, bytes]) -> dict[str, str]:
+    """Stores an image's files; returns the SHA-256 of each."""
+    for path, data in contents.items():
+        store(directory / path, data)
+    return {path: hashlib.sha256(data).hexdigest() for path, data in contents.items()}

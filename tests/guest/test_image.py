@@ -25,7 +25,8 @@ from test_cpio import read
 
 from ringfence.cli.image import image
 from ringfence.errors import ImageError, NoSuchImage
-from ringfence.guest import image as image_module
+from ringfence.guest import file as file_module
+from ringfence.guest import lock as lock_module
 from ringfence.guest.image import Image, Store, command_archive, joined
 
 KERNEL = f"linux-image-{RELEASE}"
@@ -332,14 +333,14 @@ def test_disk_that_is_full_leaves_no_half_image(
     old = Store().find("debian")
     debian_mirror.add_debian("6.12.0-2")
     debian_mirror.publish()
-    store = image_module._store
+    store = file_module.store
 
     def full(path: Path, data: bytes) -> None:
         store(path, data[: len(data) // 2])
         if path.name == "initrd":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(image_module, "_store", full)
+    monkeypatch.setattr(lock_module, "store", full)
     assert_refused(pull(debian_mirror, "--update"), 125, "there is no room in")
     assert images_of(tmp_path) == {"debian", old.directory.name}
     assert Store().find("debian") == old
