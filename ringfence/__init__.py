@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ringfence.machine.console import Console
     from ringfence.machine.device.disk import RawDisk
     from ringfence.machine.device.disk_image import open_disk
+    from ringfence.machine.device.ninep import Share
     from ringfence.machine.exit import Break, Budget, Deadline, Exit, Idle, PowerOff, Stopped
     from ringfence.machine.gdb import Debugger
     from ringfence.machine.stops import Watch
@@ -44,6 +45,7 @@ _WHERE = {
     "ringfence.machine.console": ("Console",),
     "ringfence.machine.device.disk": ("RawDisk",),
     "ringfence.machine.device.disk_image": ("open_disk",),
+    "ringfence.machine.device.ninep": ("Share",),
     "ringfence.machine.exit": ("Break", "Budget", "Deadline", "Exit", "Idle", "PowerOff", "Stopped"),
     "ringfence.machine.gdb": ("Debugger",),
     "ringfence.machine.stops": ("Watch",),
@@ -74,6 +76,7 @@ __all__ = [
     "PowerOff",
     "RawDisk",
     "RingfenceError",
+    "Share",
     "Stopped",
     "Store",
     "Virt",

@@ -15,6 +15,7 @@ import click
 from ringfence.cli import options as cli
 from ringfence.cli.guest import SNAPSHOT, guest_of, isa_of, open_disks
 from ringfence.cli.network import network, open_network, pcap, publish, tell_time
+from ringfence.cli.share import check_image, open_shares, share
 
 if TYPE_CHECKING:
     from ringfence.cli.watch import Limits
@@ -64,6 +65,7 @@ Exit status: the guest's own, and
     "share it.",
 )
 @click.option("--snapshot", is_flag=True, help="What is written to the disk that IMAGE itself has is thrown away.")
+@share
 @network
 @publish
 @pcap
@@ -153,6 +155,8 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
             "--snapshot is for an image that has a disk of its own; of a --disk that is said behind its name"
         )
     links = open_network(options, stack)
+    shares = open_shares(options["shares"], stack)
+    check_image(guest.image, shares, report)
     board = nested(
         options["depth"],
         options["memory"],
@@ -163,6 +167,7 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
         console=output,
         disks=open_disks(disks, stack),
         links=links,
+        shares=shares,
         technique=technique,
         tlb=options["tlb"],
         isa=options["isa"] or isa_of(image),

@@ -31,6 +31,8 @@ What a guest has:
     minidisks                       its disks
     networks                        a list of names, a network device for each:
                                     guests that name the same one are joined
+    shares                          directories of the host, as `ringfence run`:
+                                    ["./src:/mnt/src", "./data:/data:ro"]
     guests                          of its own, instead of a program
 
 A guest on a guest may name the networks that the guest which it is on names. No network leads to the host.
@@ -45,7 +47,7 @@ has ended is the others'. Paths are relative to the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -54,11 +56,14 @@ from typing import Literal
 import click
 import msgspec
 
+from ringfence.cli.console import report
 from ringfence.cli.guest import guest_of, isa_of, open_disks
 from ringfence.cli.options import DEEPEST, Memory
+from ringfence.cli.share import check_image, open_shares
 from ringfence.errors import MachineError, OutOfMemory, RingfenceError
 from ringfence.machine.board import Isa, MiB, virt
 from ringfence.machine.clock import Source
+from ringfence.machine.device.ninep import Share
 from ringfence.machine.device.uart16550 import ConsoleOut
 from ringfence.machine.device.virtio_blk import Disk
 from ringfence.monitor.monitor import Monitor, Technique, overhead
@@ -99,6 +104,7 @@ class Guest(msgspec.Struct, forbid_unknown_fields=True):
     technique: Technique = "virtualizer"
     minidisks: list[Minidisk] = msgspec.field(default_factory=list)
     networks: list[str] = msgspec.field(default_factory=list)
+    shares: list[str] = msgspec.field(default_factory=list)
     guests: dict[str, Guest] = msgspec.field(default_factory=dict)
 
 
@@ -139,7 +145,8 @@ def build(
     paging = None if site.paging is None else size(site.paging)
     monitor = Monitor(machine, paging=paging)
     networks = {name: Switch() for guest in site.guests.values() for name in guest.networks}
-    guests = list(_create(monitor, site.guests, consoles, clock, DEEPEST, networks))
+    shares = partial(open_shares, stack=stack, directory=directory)
+    guests = list(_create(monitor, site.guests, consoles, clock, DEEPEST, networks, shares))
     for vm, guest in guests:
         with _about(vm.path):
             _load(vm, guest, directory)
@@ -153,6 +160,7 @@ def _create(
     clock: Source,
     deepest: int,
     networks: dict[str, Switch],
+    shares: Callable[[Sequence[str]], list[Share]],
 ) -> Iterator[tuple[VirtualMachine, Guest]]:
     """The machines that have programs."""
     if not deepest:
@@ -177,6 +185,7 @@ def _create(
                     monitor.minidisk(_extent(disk, monitor.machine.disks), mode=disk.mode) for disk in guest.minidisks
                 ],
                 links=links,
+                shares=shares(guest.shares),
                 resident=size(guest.resident),
                 share=guest.share,
                 cap=guest.cap,
@@ -186,7 +195,7 @@ def _create(
         vm.on_end = partial(_leave, vm)
         if guest.guests:
             own = {network: Switch(link) for network, link in zip(guest.networks, links, strict=True)}
-            yield from _create(Monitor(vm), guest.guests, consoles, clock, deepest - 1, own)
+            yield from _create(Monitor(vm), guest.guests, consoles, clock, deepest - 1, own, shares)
         else:
             yield vm, guest
 
@@ -217,20 +226,23 @@ def _leave(vm: VirtualMachine) -> None:
     """It has ended."""
     vm.resident = 0
     vm.ram.clear()
+    vm.leave_shares()
 
 
 def _load(vm: VirtualMachine, guest: Guest, directory: Path) -> None:
     def place(path: str | None) -> str | None:
         return None if path is None else _path(directory, path)
 
-    guest_of(
+    program = guest_of(
         guest.image,
         guest.command,
         kernel=place(guest.kernel),
         initrd=[_path(directory, path) for path in guest.initrd],
         append=guest.append,
         bios=guest.bios if guest.bios == "none" else place(guest.bios),
-    ).load(vm)
+    )
+    check_image(program.image, vm.shares, report)
+    program.load(vm)
 
 
 def size(text: str) -> int:

@@ -29,6 +29,7 @@ from ringfence.machine.device.goldfish_rtc import GoldfishRtc
 from ringfence.machine.device.plic import SOURCES, Plic
 from ringfence.machine.device.syscon import PASS, RESET, Syscon
 from ringfence.machine.device.uart16550 import CLOCK_HZ, ConsoleOut, Uart16550
+from ringfence.machine.device.virtio_9p import Share, Virtio9p
 from ringfence.machine.device.virtio_blk import Disk, VirtioBlk
 from ringfence.machine.device.virtio_mmio import VirtioMmio
 from ringfence.machine.device.virtio_net import Link, VirtioNet
@@ -92,13 +93,16 @@ class NoDevice(VirtioMmio):
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that a guest on this board can tell one run from another by, beside its program, disks and input."""
+    """Everything that a guest on this board can tell one run from another by, beside its program, disks, shares and
+    input."""
 
     memory: int
     harts: int
     disks: int
     links: tuple[bytes, ...]
     """The addresses of its network devices."""
+    shares: tuple[bytes, ...]
+    """The tags of its shares."""
     rng_seed: bytes
     epoch_ns: int
     turn: int
@@ -130,6 +134,17 @@ class Virt(Computer):
     def links(self) -> list[Link]:
         """What its network devices are plugged into, by slot."""
         return [slot.link for slot in self.slots if isinstance(slot, VirtioNet)]
+
+    @property
+    def shares(self) -> list[Share]:
+        """What its file system devices share, by slot."""
+        return [slot.share for slot in self.slots if isinstance(slot, Virtio9p)]
+
+    def leave_shares(self) -> None:
+        """Lets go of all files that are held for the guest."""
+        for slot in self.slots:
+            if isinstance(slot, Virtio9p):
+                slot.session.reset()
 
     def virtual(self, hart: int = 0) -> VirtualMemory:
         """Memory as this hart's translation shows it, by slice."""
@@ -192,13 +207,14 @@ def virt(
     console: ConsoleOut | None = None,
     disks: Sequence[Disk] = (),
     links: Sequence[Link] = (),
+    shares: Sequence[Share] = (),
     epoch_ns: int | None = None,
     rng_seed: bytes | None = None,
     tlb: Tlb = "hardware",
     isa: Isa = "base",
 ) -> Virt:
     """The computer: `memory` bytes of RAM, `harts` harts, its console's output to `console` too, a disk a virtio slot,
-    and behind those a network device for each link.
+    and behind those a network device for each link and a file system device for each share.
 
     `turn` is the length of a hart's turn in steps; with `seed` lengths are drawn between 1 and twice that. `epoch_ns`
     (ns since 1970 at power-on) and `rng_seed` (32 bytes, from which the entropy device's grow too) are fixed by default
@@ -207,7 +223,7 @@ def virt(
     program is loaded there is none: see `guest.loader`. Raises `MachineError`, and `OutOfMemory` where the host has no
     room.
     """
-    check(memory, harts, step_ns, turn, len(disks) + len(links), clock)
+    check(memory, harts, step_ns, turn, len(disks) + len(links) + len(shares), clock)
     return assemble(
         Virt,
         Ram(RAM, memory),
@@ -220,6 +236,7 @@ def virt(
         console=console,
         disks=disks,
         links=links,
+        shares=shares,
         epoch_ns=epoch_ns,
         rng_seed=rng_seed,
         tlb=tlb,
@@ -240,6 +257,7 @@ def assemble(
     console: ConsoleOut | None,
     disks: Sequence[Disk],
     links: Sequence[Link],
+    shares: Sequence[Share],
     epoch_ns: int | None,
     rng_seed: bytes | None,
     tlb: Tlb,
@@ -263,7 +281,8 @@ def assemble(
     cpus = [Hart(n, memoryview(bytearray(SIZE))) for n in range(harts)]
     board = kind(ram, ticks, cpus, turn=turn, seed=seed)
     macs = tuple(link.mac for link in links)
-    board.inputs = Inputs(ram.size, harts, len(disks), macs, rng_seed, epoch_ns, turn, seed, tlb, isa)
+    tags = tuple(share.tag for share in shares)
+    board.inputs = Inputs(ram.size, harts, len(disks), macs, tags, rng_seed, epoch_ns, turn, seed, tlb, isa)
 
     aclint = Aclint(ticks, [HartLine(h, Irq.MSI) for h in cpus], [HartLine(h, Irq.MTI) for h in cpus])
     plic = Plic([HartLine(h, irq) for h in cpus for irq in (Irq.MEI, Irq.SEI)])
@@ -280,6 +299,8 @@ def assemble(
             slots.append(VirtioBlk(ticks, line, ram, disks[n]))
         elif n < len(disks) + len(links):
             slots.append(_plugged(board, VirtioNet(ticks, line, ram, links[n - len(disks)])))
+        elif n < len(disks) + len(links) + len(shares):
+            slots.append(Virtio9p(ticks, line, ram, shares[n - len(disks) - len(links)]))
         else:
             slots.append(NoDevice(ticks, line, ram, 0))
 
@@ -339,7 +360,7 @@ def check(memory: int, harts: int, step_ns: int, turn: int, devices: int, clock:
     if step_ns < 1 or turn < 1:
         raise MachineError("a step lasts at least 1 ns, and a turn at least 1 step")
     if devices > SLOTS:
-        raise MachineError(f"a machine has at most {SLOTS} disks and network devices, not {devices}")
+        raise MachineError(f"a machine has at most {SLOTS} disks, network devices and shares, not {devices}")
     if clock not in get_args(Source):
         raise MachineError(f"there is no clock {clock!r}: a machine's is {' or '.join(get_args(Source))}")
 
@@ -401,7 +422,7 @@ def device_tree(inputs: Inputs, bootargs: str = "", initrd: tuple[int, int] | No
     soc["compatible"] = "simple-bus"
     soc["ranges"] = b""
     plic = _chips(soc, controllers)
-    for n in range(inputs.disks + len(inputs.links)):
+    for n in range(inputs.disks + len(inputs.links) + len(inputs.shares)):
         _chip(soc, "virtio_mmio", VIRTIO + n * VIRTIO_STRIDE, VIRTIO_STRIDE, "virtio,mmio", (plic, 1 + n))
     _chip(soc, "rng", RNG, VIRTIO_STRIDE, "virtio,mmio", (plic, RNG_SOURCE))
     finisher = soc.find("test")

@@ -185,6 +185,7 @@ class Virtualizer:
                 console=Terminal(host),
                 disks=(),
                 links=(),
+                shares=(),
                 epoch_ns=host.inputs.epoch_ns,
                 rng_seed=host.inputs.rng_seed,
                 tlb=host.inputs.tlb,

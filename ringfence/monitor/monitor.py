@@ -11,6 +11,7 @@ from ringfence.errors import MachineError, OutOfMemory
 from ringfence.machine.board import RAM, TURN, Isa, Tlb, Virt, assemble, check, virt
 from ringfence.machine.clock import Source
 from ringfence.machine.device.uart16550 import ConsoleOut
+from ringfence.machine.device.virtio_9p import Share
 from ringfence.machine.device.virtio_blk import SECTOR, Disk
 from ringfence.machine.device.virtio_net import Link
 from ringfence.machine.exit import Exit
@@ -75,12 +76,13 @@ def nested(
     console: ConsoleOut | None = None,
     disks: Sequence[Disk] = (),
     links: Sequence[Link] = (),
+    shares: Sequence[Share] = (),
     technique: Technique | Sequence[Technique] = "virtualizer",
     tlb: Tlb = "hardware",
     isa: Isa = "base",
 ) -> Virt:
     """A machine with `depth` monitors beneath it, each on the machine that the next one gives; 0: a bare one. The
-    disks and links are the bare machine's, and each monitor gives all that its machine has.
+    disks, links and shares are the bare machine's, and each monitor gives all that its machine has.
 
     `technique`: of all, or of each from the outermost on. Raises MachineError."""
     techniques = [technique] * depth if isinstance(technique, str) else list(technique)
@@ -98,19 +100,26 @@ def nested(
             console=console,
             disks=disks,
             links=links,
+            shares=shares,
             tlb=tlb,
             isa=isa,
         )
     sizes = [memory]
     for kind in reversed(techniques):
         sizes.append(sizes[-1] + overhead(sizes[-1], kind))
-    check(memory, harts, 1, 1, len(disks) + len(links), clock)
-    machine = virt(sizes.pop(), harts, engine=engine, disks=disks, links=links, tlb=tlb, isa=isa)
+    check(memory, harts, 1, 1, len(disks) + len(links) + len(shares), clock)
+    machine = virt(sizes.pop(), harts, engine=engine, disks=disks, links=links, shares=shares, tlb=tlb, isa=isa)
     while len(sizes) > 1:
         monitor = Monitor(machine)
-        packs = monitor.full_packs()
-        own = machine.links
-        machine = monitor.create("guest", sizes.pop(), harts, disks=packs, links=own, technique=techniques.pop(0))
+        machine = monitor.create(
+            "guest",
+            sizes.pop(),
+            harts,
+            disks=monitor.full_packs(),
+            links=machine.links,
+            shares=machine.shares,
+            technique=techniques.pop(0),
+        )
     monitor = Monitor(machine)
     return monitor.create(
         "guest",
@@ -121,6 +130,7 @@ def nested(
         console=console,
         disks=monitor.full_packs(),
         links=machine.links,
+        shares=machine.shares,
         technique=techniques.pop(0),
     )
 
@@ -191,6 +201,7 @@ class Monitor:
         console: ConsoleOut | None = None,
         disks: Sequence[Disk] = (),
         links: Sequence[Link] = (),
+        shares: Sequence[Share] = (),
         epoch_ns: int | None = None,
         rng_seed: bytes | None = None,
         resident: int = 0,
@@ -213,7 +224,7 @@ class Monitor:
         one. Raises MachineError."""
         if name in self.guests or not name or "/" in name:
             raise MachineError(f"a machine needs a name of its own without a slash, not {name!r}")
-        check(memory, harts, step_ns, turn, len(disks) + len(links), clock)
+        check(memory, harts, step_ns, turn, len(disks) + len(links) + len(shares), clock)
         if technique not in get_args(Technique):
             raise MachineError(
                 f"there is no technique {technique!r}: a monitor's is {' or '.join(get_args(Technique))}"
@@ -254,6 +265,7 @@ class Monitor:
                 console=console,
                 disks=disks,
                 links=links,
+                shares=shares,
                 epoch_ns=epoch_ns,
                 rng_seed=rng_seed,
                 tlb=self.machine.inputs.tlb,
@@ -300,6 +312,7 @@ class Monitor:
         release(vm.disks)
         for link in vm.links:
             link.connect(lambda frame: None)
+        vm.leave_shares()
         self._release(vm)
         vm.ram.leave()
         self._allocator.give_back_root(vm.ram.f.root)

@@ -7,6 +7,7 @@ from typing import ClassVar
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from virtio_driver import Echo
 
 from ringfence.machine.clock import Clock
 from ringfence.machine.device.aclint import Aclint
@@ -15,6 +16,7 @@ from ringfence.machine.device.goldfish_rtc import GoldfishRtc
 from ringfence.machine.device.plic import Plic
 from ringfence.machine.device.syscon import FAIL, PASS, RESET, Syscon
 from ringfence.machine.device.uart16550 import Uart16550
+from ringfence.machine.device.virtio_9p import Virtio9p
 from ringfence.machine.device.virtio_blk import VirtioBlk
 from ringfence.machine.device.virtio_rng import SeededEntropy, VirtioRng
 from ringfence.machine.memory import Ram
@@ -76,6 +78,7 @@ def chips(clock: Clock) -> list[Device]:
         Syscon(Power()),
         GoldfishRtc(clock, plic.line(11), 1_700_000_000_000_000_000),
         VirtioBlk(clock, plic.line(1), Ram(0x8000_0000, 0x4000), Platter()),
+        Virtio9p(clock, plic.line(2), Ram(0x8000_0000, 0x4000), Echo()),
         VirtioRng(clock, plic.line(9), Ram(0x8000_0000, 0x4000), SeededEntropy(b"seed")),
     ]
 

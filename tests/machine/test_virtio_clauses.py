@@ -32,6 +32,7 @@ from virtio_driver import (
     EntropyDriver,
     Platter,
     Rows,
+    ShareDriver,
 )
 
 from ringfence.machine.clock import NEVER
@@ -93,7 +94,7 @@ def error_is_told(make: Make) -> None:
 
 def offers_what_it_knows(make: Make) -> None:
     driver = make()
-    assert offered(driver) & ~(1 << 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 9 | 3 << 13 | 3 << 28 | 1 << 32) == 0
+    assert offered(driver) & ~(1 << 0 | 1 << 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 9 | 3 << 13 | 3 << 28 | 1 << 32) == 0
 
 
 def accepts_subsets(make: Make) -> None:
@@ -413,7 +414,7 @@ ANY: list[tuple[str, str, Callable[[Make], None]]] = [
 ]
 
 
-@pytest.mark.parametrize("make", [BlockDriver, EntropyDriver])
+@pytest.mark.parametrize("make", [BlockDriver, EntropyDriver, ShareDriver])
 @pytest.mark.parametrize(("section", "clause", "check"), ANY, ids=[f"{row[0]}-{row[2].__name__}" for row in ANY])
 def test_virtio_device_meets_the_clause(section: str, clause: str, check: Callable[[Make], None], make: Make) -> None:
     """Those for every device, by every device."""

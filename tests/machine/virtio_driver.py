@@ -8,6 +8,8 @@ from typing import ClassVar
 from ringfence.machine.clock import Clock
 from ringfence.machine.device import virtio_mmio as mmio
 from ringfence.machine.device.device import AccessFault
+from ringfence.machine.device.virtio_9p import ANSWER_LEAST, Virtio9p
+from ringfence.machine.device.virtio_9p import HEADER as MESSAGE_HEADER
 from ringfence.machine.device.virtio_blk import T_IN, T_OUT, VirtioBlk
 from ringfence.machine.device.virtio_rng import Entropy, SeededEntropy, VirtioRng
 
@@ -216,6 +218,45 @@ class EntropyDriver(Driver):
 
     def plain(self) -> Rows:
         return [(DATA, 40, WRITE), (DATA + 0x100, 24, WRITE)]
+
+
+class Echo:
+    """A share, and its only session: every answer is the message backwards, as much as there is room for."""
+
+    tag = b"/mnt/echo"
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+        self.resets = 0
+
+    def session(self) -> Echo:
+        return self
+
+    def answer(self, request: bytes, room: int) -> bytes:
+        assert len(request) >= MESSAGE_HEADER and room >= ANSWER_LEAST
+        self.messages.append(request)
+        return request[::-1][:room]
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+class ShareDriver(Driver):
+    """A driver of the 9P transport."""
+
+    FEATURES = Driver.FEATURES | 1
+    device: Virtio9p
+
+    def __init__(self, features: int | None = None, num: int = 8) -> None:
+        self.echo = Echo()
+        super().__init__(features, num)
+
+    def make(self) -> Virtio9p:
+        return Virtio9p(self.clock, self.wire, self.memory, self.echo)
+
+    def plain(self) -> Rows:
+        self.memory.data[HEADER - BASE : HEADER - BASE + 30] = (30).to_bytes(4, "little") + bytes(range(26))
+        return [(HEADER, 30, 0), (DATA, 64, WRITE)]
 
 
 class BlockDriver(Driver):
