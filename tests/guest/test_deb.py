@@ -10,7 +10,7 @@ import zstandard
 from loopback_archive import ar, deb, tar
 
 from ringfence.errors import ImageError
-from ringfence.guest.deb import files
+from ringfence.guest.deb import files, uncompressed
 
 FILES = {"boot/vmlinux-1": b"kernel" * 1000, "usr/share/doc/x": b"text"}
 COMPRESSIONS = {
@@ -62,3 +62,24 @@ def test_package_that_is_none_is_refused(data: bytes, tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(ImageError):
         files(path, lambda name: True)
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_uncompressed_package_is_the_same(suffix: str, tmp_path: Path) -> None:
+    """Its members are those of the package, in their order, with the data as it was before somebody compressed it."""
+    path, plain = tmp_path / "a.deb", tmp_path / "plain.deb"
+    path.write_bytes(deb(FILES, suffix, COMPRESSIONS[suffix]))
+    with plain.open("w+b") as out:
+        uncompressed(path, out)
+    assert plain.read_bytes() == deb(FILES, "", COMPRESSIONS[""])
+    assert files(plain, lambda name: True) == FILES
+
+
+def test_uncompressing_a_damaged_package_is_refused(tmp_path: Path) -> None:
+    """Wherever it ends too early, or is none."""
+    path = tmp_path / "a.deb"
+    whole = deb(FILES)
+    for length in range(0, len(whole) - 1, 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ImageError, match=r"a\.deb"), (tmp_path / "out").open("w+b") as out:
+            uncompressed(path, out)
