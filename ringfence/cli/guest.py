@@ -126,23 +126,38 @@ def isa_of(image: str | None) -> Isa:
 
 
 def open_disks(names: Sequence[str], stack: ExitStack) -> Sequence[RawDisk | Qcow2Disk]:
-    """Each an image, raw or qcow2; with `:ro` behind it, unless a file has all for its name, it is only read."""
+    """Each an image, raw or qcow2; with `:ro` behind it, unless a file has all for its name, it is only read; with
+    `:snapshot` it is only read too, and what is written is lost at the end. Raises UsageError and MachineError.
+    """
     from ringfence.machine.device.disk import DiskError
-    from ringfence.machine.device.disk_image import open_disk
+    from ringfence.machine.device.disk_image import open_disk, open_snapshot
 
     disks: list[RawDisk | Qcow2Disk] = []
     given: dict[str, bool] = {}  # whether it is only read
     for name in names:
-        readonly = len(name) > len(READ_ONLY) and name.endswith(READ_ONLY) and not os.path.lexists(name)
-        path = name.removesuffix(READ_ONLY) if readonly else name
+        path, mode = _mode(name)
+        readonly = mode != ""
         file = os.path.realpath(path)
         if file in given and not (readonly and given[file]):
             raise MachineError(f"disk image {path} is given twice, which needs {READ_ONLY} behind it both times")
         given[file] = readonly
         try:
-            disk = open_disk(path, readonly=readonly)
+            disk = open_snapshot(path) if mode == SNAPSHOT else open_disk(path, readonly=readonly)
         except DiskError as error:
             raise MachineError(str(error)) from None
         stack.callback(disk.close)
         disks.append(disk)
     return disks
+
+
+def _mode(name: str) -> tuple[str, str]:
+    """The path of a disk image, and what is behind it."""
+    for mode, other in ((READ_ONLY, SNAPSHOT), (SNAPSHOT, READ_ONLY)):
+        path = name.removesuffix(mode)
+        if path in ("", name) or os.path.lexists(name):
+            continue
+        if path.endswith(other) and not os.path.lexists(path):
+            path = path.removesuffix(other)
+            raise click.UsageError(f"disk image {path} is given with {other} and {mode}, and has one of them at most")
+        return path, mode
+    return name, ""

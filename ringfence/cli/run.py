@@ -15,6 +15,7 @@ import click
 from ringfence.cli import options as cli
 from ringfence.cli.guest import SNAPSHOT, guest_of, isa_of, open_disks
 from ringfence.cli.network import network, open_network, pcap, publish, tell_time
+from ringfence.cli.ports import open_ports, port
 from ringfence.cli.share import check_image, open_shares, share
 
 if TYPE_CHECKING:
@@ -57,18 +58,20 @@ Exit status: the guest's own, and
 @cli.memory
 @cli.harts
 @click.option(
+    "-d",
     "--disk",
     type=cli.File(),
     multiple=True,
-    metavar="FILE[:ro]",
-    help="A disk image, qcow2 if it begins as one, else raw; up to eight. With :ro it is only read, and machines can "
-    "share it.",
+    metavar="FILE[:ro|:snapshot]",
+    help="A disk image, qcow2 if it begins as one, else raw; up to eight. With :ro it is only read, with :snapshot "
+    "what is written is lost at the end; then machines can share it.",
 )
 @click.option("--snapshot", is_flag=True, help="What is written to the disk that IMAGE itself has is thrown away.")
 @share
 @network
 @publish
 @pcap
+@port
 @cli.clock
 @click.option("--seed", type=int, help="Draw the lengths of the harts' turns at random, from this number.")
 @click.option("--timeout", type=cli.SECONDS, metavar="SECONDS", help="End with status 124 at this guest time.")
@@ -154,7 +157,7 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
         raise click.UsageError(
             "--snapshot is for an image that has a disk of its own; of a --disk that is said behind its name"
         )
-    links = open_network(options, stack)
+    links, ports = open_network(options, stack), open_ports(options, stack)
     shares = open_shares(options["shares"], stack)
     check_image(guest.image, shares, report)
     board = nested(
@@ -168,6 +171,7 @@ def _boot(image: str | None, command: tuple[str, ...], options: dict[str, Any], 
         disks=open_disks(disks, stack),
         links=links,
         shares=shares,
+        ports=ports,
         technique=technique,
         tlb=options["tlb"],
         isa=options["isa"] or isa_of(image),

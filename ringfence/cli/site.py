@@ -1,7 +1,8 @@
 """A site: a machine and the guests on it, in a TOML file.
 
     harts = 2                           # memory = what the guests need; isa = "hv" for vmm, else "base"
-    disks = ["base.img:ro", "fs.qcow2"] # raw or qcow2; with :ro it is only read
+    disks = ["base.img:ro", "fs.qcow2"] # raw or qcow2; with :ro it is only read,
+                                        # with :snapshot what is written is lost
 
     [guests.web]
     image = "debian"

@@ -23,6 +23,9 @@ from ringfence.machine.exit import PowerOff
 
 MEMORY = 1 << 30
 LAST_LINES = 8
+_DONE = "appliance: done"
+_WRAP = f'sh -c "$0" && echo "{_DONE}"'
+"""A machine may go off for other reasons than the script's end."""
 LONGEST = 1000
 """Characters of a line that are kept."""
 
@@ -52,9 +55,10 @@ class Appliance:
 
         def printed(text: str) -> None:
             last.append(text)
-            line(text)
+            if text != _DONE:
+                line(text)
 
-        archives = [self.initrd, command_archive(["sh", "-c", script])]
+        archives = [self.initrd, command_archive(["sh", "-c", _WRAP, script])]
         if files is not None:
             archives.append(bytes(files))
         with ExitStack() as stack:
@@ -64,10 +68,10 @@ class Appliance:
                 stack.callback(disk.close)
                 opened.append(disk)
             machine = virt(MEMORY, console=_Lines(printed), disks=opened)
-            load(machine, self.kernel, initrd=(joined(*archives),), append=self.append)
+            load(machine, self.kernel, initrd=(joined(*archives),), append=f"{self.append} panic=-1")
             machine.on_reset = lambda: machine.power_off(1)
             end = machine.run()
-        if not (isinstance(end, PowerOff) and end.status == 0):
+        if not (isinstance(end, PowerOff) and end.status == 0 and last and last.pop() == _DONE):
             said = "; ".join(text.strip() for text in last if text.strip())
             raise ImageError(f"{what} failed: {said or 'it printed nothing'}")
 

@@ -21,8 +21,12 @@ def recipe(entry: catalog.Entry) -> str:
     return hashlib.sha256(msgspec.json.encode(entry) + script).hexdigest()
 
 
-def boot_files(entry: catalog.Entry, kernel_package: Path, busybox_package: Path) -> dict[str, bytes]:
-    """The files of an image, from those of its two packages."""
+def boot_files(
+    entry: catalog.Entry, kernel_package: Path, busybox_package: Path, *, unpacked: bool = False
+) -> dict[str, bytes]:
+    """The files of an image, from those of its two packages. `unpacked`: all modules are, which is for a system on a
+    disk: it gives the memory back when it goes on from there.
+    """
     kernel_files = deb.files(kernel_package, lambda path: path.startswith("boot/vmlinux-") or ".ko" in path)
     kernels = [path for path in kernel_files if path.startswith("boot/")]
     busybox = deb.files(busybox_package, lambda path: path.endswith("bin/busybox"))
@@ -33,7 +37,7 @@ def boot_files(entry: catalog.Entry, kernel_package: Path, busybox_package: Path
     def module(name: str) -> Module | None:
         return read_module(paths[name], kernel_files[paths[name]]) if name in paths else None
 
-    plain = {found.name for found in load_order(entry.drivers, module)}
+    plain = {found.name for found in load_order([*entry.drivers, *(entry.on_demand if unpacked else ())], module)}
     modules = load_order([*entry.drivers, *entry.on_demand], module)
     stored = [
         found if found.name in plain else found.packed(path := paths[found.name], kernel_files[path])

@@ -111,7 +111,7 @@ def build(index: Index, entry: Entry, settings: Settings, disk: Path, steps: Pro
     """
     kernel = (index.kernel(entry.kernel), index.package(entry.busybox))
     selection = select(index, entry.system, settings)
-    boot = boot_files(entry, *map(index.fetch, kernel))
+    boot = boot_files(entry, *map(index.fetch, kernel), unpacked=True)
     places = index.fetch_all(selection.all)
     version = kernel[0].name.removeprefix("linux-image-")
     done: set[str] = set()

@@ -23,6 +23,7 @@ QCOW2 = ".qcow2"
 
 _FIND = r"""set -e
 mkdir -p /system /out
+touch /out/looked
 for device in /dev/vda?* /dev/vda; do
     [ -b "$device" ] && mount -o ro "$device" /system 2>/dev/null || continue
     for boot in /system/boot /system; do
@@ -53,7 +54,8 @@ def taken_in(
 ) -> Lock:
     """Fills the directory of an image with a copy of the disk in `file`; see `Store.add`."""
     copy(file, directory / DISK)
-    files, root = _look(directory / DISK, appliance)
+    told = kernel is not None and append is not None
+    files, root = ({}, None) if told else _look(directory / DISK, appliance)
     for part, given in (("kernel", kernel), ("initrd", initrd)):
         if given is not None:
             try:

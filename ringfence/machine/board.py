@@ -31,6 +31,7 @@ from ringfence.machine.device.syscon import PASS, RESET, Syscon
 from ringfence.machine.device.uart16550 import CLOCK_HZ, ConsoleOut, Uart16550
 from ringfence.machine.device.virtio_9p import Share, Virtio9p
 from ringfence.machine.device.virtio_blk import Disk, VirtioBlk
+from ringfence.machine.device.virtio_console import NAME_MOST, PORTS, Port, VirtioConsole
 from ringfence.machine.device.virtio_mmio import VirtioMmio
 from ringfence.machine.device.virtio_net import Link, VirtioNet
 from ringfence.machine.device.virtio_rng import Entropy, HostEntropy, SeededEntropy, VirtioRng
@@ -103,6 +104,7 @@ class Inputs:
     """The addresses of its network devices."""
     shares: tuple[bytes, ...]
     """The tags of its shares."""
+    ports: int
     rng_seed: bytes
     epoch_ns: int
     turn: int
@@ -145,6 +147,11 @@ class Virt(Computer):
         for slot in self.slots:
             if isinstance(slot, Virtio9p):
                 slot.session.reset()
+
+    @property
+    def ports(self) -> list[Port]:
+        """What the ports of its console device lead to."""
+        return [port for slot in self.slots if isinstance(slot, VirtioConsole) for port in slot.ports]
 
     def virtual(self, hart: int = 0) -> VirtualMemory:
         """Memory as this hart's translation shows it, by slice."""
@@ -208,13 +215,14 @@ def virt(
     disks: Sequence[Disk] = (),
     links: Sequence[Link] = (),
     shares: Sequence[Share] = (),
+    ports: Sequence[Port] = (),
     epoch_ns: int | None = None,
     rng_seed: bytes | None = None,
     tlb: Tlb = "hardware",
     isa: Isa = "base",
 ) -> Virt:
     """The computer: `memory` bytes of RAM, `harts` harts, its console's output to `console` too, a disk a virtio slot,
-    and behind those a network device for each link and a file system device for each share.
+    behind those a network device for each link, a file system device for each share and a device for all `ports`.
 
     `turn` is the length of a hart's turn in steps; with `seed` lengths are drawn between 1 and twice that. `epoch_ns`
     (ns since 1970 at power-on) and `rng_seed` (32 bytes, from which the entropy device's grow too) are fixed by default
@@ -223,7 +231,8 @@ def virt(
     program is loaded there is none: see `guest.loader`. Raises `MachineError`, and `OutOfMemory` where the host has no
     room.
     """
-    check(memory, harts, step_ns, turn, len(disks) + len(links) + len(shares), clock)
+    devices = len(disks) + len(links) + len(shares) + bool(ports)
+    check(memory, harts, step_ns, turn, devices, clock)
     return assemble(
         Virt,
         Ram(RAM, memory),
@@ -237,6 +246,7 @@ def virt(
         disks=disks,
         links=links,
         shares=shares,
+        ports=ports,
         epoch_ns=epoch_ns,
         rng_seed=rng_seed,
         tlb=tlb,
@@ -262,6 +272,7 @@ def assemble(
     rng_seed: bytes | None,
     tlb: Tlb,
     isa: Isa,
+    ports: Sequence[Port] = (),
 ) -> Board:
     """The whole memory map, wired: bare, or a virtual machine with what its monitor gives it. Arguments as `virt`'s,
     and as `check` has passed them.
@@ -282,7 +293,7 @@ def assemble(
     board = kind(ram, ticks, cpus, turn=turn, seed=seed)
     macs = tuple(link.mac for link in links)
     tags = tuple(share.tag for share in shares)
-    board.inputs = Inputs(ram.size, harts, len(disks), macs, tags, rng_seed, epoch_ns, turn, seed, tlb, isa)
+    board.inputs = Inputs(ram.size, harts, len(disks), macs, tags, len(ports), rng_seed, epoch_ns, turn, seed, tlb, isa)
 
     aclint = Aclint(ticks, [HartLine(h, Irq.MSI) for h in cpus], [HartLine(h, Irq.MTI) for h in cpus])
     plic = Plic([HartLine(h, irq) for h in cpus for irq in (Irq.MEI, Irq.SEI)])
@@ -296,11 +307,13 @@ def assemble(
     for n in range(SLOTS):
         line = plic.line(1 + n)
         if n < len(disks):
-            slots.append(VirtioBlk(ticks, line, ram, disks[n]))
+            slots.append(VirtioBlk(ticks, line, ram, disks[n], feed=board.feed if clock == "host" else None))
         elif n < len(disks) + len(links):
             slots.append(_plugged(board, VirtioNet(ticks, line, ram, links[n - len(disks)])))
         elif n < len(disks) + len(links) + len(shares):
             slots.append(Virtio9p(ticks, line, ram, shares[n - len(disks) - len(links)]))
+        elif n == len(disks) + len(links) + len(shares) and ports:
+            slots.append(_led(board, VirtioConsole(ticks, line, ram, _distinct(ports))))
         else:
             slots.append(NoDevice(ticks, line, ram, 0))
 
@@ -345,6 +358,37 @@ def _plugged(board: Virt, device: VirtioNet) -> VirtioNet:
 
     device.link.connect(come)
     return device
+
+
+def _led(board: Virt, device: VirtioConsole) -> VirtioConsole:
+    """What its ports lead to says that it has changed: input of the machine's, however often it does."""
+    told = [False]
+
+    def look() -> None:
+        told[0] = False
+        device.look()
+
+    def changed() -> None:
+        if not told[0]:
+            told[0] = True
+            board.feed(look)
+
+    for port in device.ports:
+        port.connect(changed)
+    return device
+
+
+def _distinct(ports: Sequence[Port]) -> Sequence[Port]:
+    """Raises MachineError unless each can be known by its name."""
+    names = [port.name for port in ports]
+    if len(names) > PORTS:
+        raise MachineError(f"a machine has at most {PORTS} ports, not {len(names)}")
+    for name in names:
+        if not name or "\0" in name or len(name.encode(errors="surrogateescape")) > NAME_MOST:
+            raise MachineError(f"a port needs a name of at most {NAME_MOST} bytes, not {name!r}")
+        if names.count(name) > 1:
+            raise MachineError(f"two ports of a machine have the name {name!r}")
+    return ports
 
 
 def check(memory: int, harts: int, step_ns: int, turn: int, devices: int, clock: str) -> None:
@@ -422,7 +466,7 @@ def device_tree(inputs: Inputs, bootargs: str = "", initrd: tuple[int, int] | No
     soc["compatible"] = "simple-bus"
     soc["ranges"] = b""
     plic = _chips(soc, controllers)
-    for n in range(inputs.disks + len(inputs.links) + len(inputs.shares)):
+    for n in range(inputs.disks + len(inputs.links) + len(inputs.shares) + bool(inputs.ports)):
         _chip(soc, "virtio_mmio", VIRTIO + n * VIRTIO_STRIDE, VIRTIO_STRIDE, "virtio,mmio", (plic, 1 + n))
     _chip(soc, "rng", RNG, VIRTIO_STRIDE, "virtio,mmio", (plic, RNG_SOURCE))
     finisher = soc.find("test")

@@ -330,7 +330,10 @@ class Computer:
         end_time = NEVER if until is None else _count(until, "ns as `until`")
         standing = frozenset() if harts is None else frozenset(range(len(self.harts))).difference(harts)
         with Interruptible(self.stop), self.time_goes():
-            return self._begin(budget, end_time, standing, step, idle, exact)
+            ended = self._begin(budget, end_time, standing, step, idle, exact)
+        if self.clock.source == "virtual":  # who looks at its disks finds the same each time
+            self.settle()
+        return ended
 
     def slice(self, steps: int, idle: int | None) -> Exit:
         """`run(steps, idle=idle, exact=False)` for who sees to Ctrl-C himself."""
@@ -375,6 +378,11 @@ class Computer:
             clock.alarm = None
             if not went:
                 clock.stop()
+
+    def settle(self) -> None:
+        """Returns when all that its devices have given threads to do is done."""
+        for _, _, device in self.bus.windows():
+            device.settle()
 
     def check_program(self) -> None:
         """Raises `MachineError` where no program was loaded."""
@@ -486,6 +494,7 @@ class Computer:
         steps = self.clock.steps
         if self.status is not None:
             self.wanted = True  # what is off stays off
+            self.settle()
             return PowerOff(steps, self.status)
         if self.reset_wanted:
             self.reset_wanted = False

@@ -86,13 +86,22 @@ class Ram:
         return os.pread(self.fd, FRAME, at)  # of what nothing was written to the host has no memory, and gives none
 
     def read(self, pa: int, length: int) -> bytes:
-        return b"".join(self.map[at : at + n] for at, n in self.places(self.offset(pa, length), length))
+        at = self.offset(pa, length)
+        if 0 < length <= FRAME - (at & FRAME - 1):  # as most are
+            return self.peek(at, length)
+        return b"".join(self.map[place : place + n] for place, n in self.places(at, length))
 
     def write(self, pa: int, data: bytes | memoryview) -> None:
-        done = 0
-        for at, n in self.places(self.offset(pa, len(data)), len(data), WRITE):
-            self.derived.written(at, n)
-            self.map[at : at + n] = data[done : done + n]
+        done, length = 0, len(data)
+        at = self.offset(pa, length)
+        if 0 < length <= FRAME - (at & FRAME - 1):
+            place = self.place(at, WRITE)
+            self.derived.written(place, length)
+            self.map[place : place + length] = data
+            return
+        for place, n in self.places(at, length, WRITE):
+            self.derived.written(place, n)
+            self.map[place : place + n] = data[done : done + n]
             done += n
 
     def windows(self, pa: int, length: int) -> Iterator[memoryview]:

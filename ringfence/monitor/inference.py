@@ -34,6 +34,7 @@ from ringfence.isa.paging import (
     X,
 )
 from ringfence.isa.trap import M, U
+from ringfence.machine.device.disk_worker import quiet
 from ringfence.machine.device.virtio_blk import VirtioBlk
 from ringfence.machine.hart import FIELDS
 from ringfence.machine.memory import FRAME, Ram
@@ -248,7 +249,8 @@ class Inference:
                 block = Block((what >> 32) - 1, self._moved[2 * number], what >> 16 & 0xFFFF, what & 0xFFFF)
                 frame = vm.ram.look(number * FRAME)
                 try:
-                    there = vm.disks[block.disk].read(block.offset, block.length)
+                    with quiet(vm.disks[block.disk]):
+                        there = vm.disks[block.disk].read(block.offset, block.length)
                 except OSError:
                     continue
                 if there == frame[block.inside : block.inside + block.length]:

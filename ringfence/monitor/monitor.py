@@ -13,6 +13,7 @@ from ringfence.machine.clock import Source
 from ringfence.machine.device.uart16550 import ConsoleOut
 from ringfence.machine.device.virtio_9p import Share
 from ringfence.machine.device.virtio_blk import SECTOR, Disk
+from ringfence.machine.device.virtio_console import Port
 from ringfence.machine.device.virtio_net import Link
 from ringfence.machine.exit import Exit
 from ringfence.machine.machine import Computer, Engine
@@ -77,12 +78,13 @@ def nested(
     disks: Sequence[Disk] = (),
     links: Sequence[Link] = (),
     shares: Sequence[Share] = (),
+    ports: Sequence[Port] = (),
     technique: Technique | Sequence[Technique] = "virtualizer",
     tlb: Tlb = "hardware",
     isa: Isa = "base",
 ) -> Virt:
     """A machine with `depth` monitors beneath it, each on the machine that the next one gives; 0: a bare one. The
-    disks, links and shares are the bare machine's, and each monitor gives all that its machine has.
+    disks, links, shares and ports are the bare machine's, and each monitor gives all that its machine has.
 
     `technique`: of all, or of each from the outermost on. Raises MachineError."""
     techniques = [technique] * depth if isinstance(technique, str) else list(technique)
@@ -101,14 +103,25 @@ def nested(
             disks=disks,
             links=links,
             shares=shares,
+            ports=ports,
             tlb=tlb,
             isa=isa,
         )
     sizes = [memory]
     for kind in reversed(techniques):
         sizes.append(sizes[-1] + overhead(sizes[-1], kind))
-    check(memory, harts, 1, 1, len(disks) + len(links) + len(shares), clock)
-    machine = virt(sizes.pop(), harts, engine=engine, disks=disks, links=links, shares=shares, tlb=tlb, isa=isa)
+    check(memory, harts, 1, 1, len(disks) + len(links) + len(shares) + bool(ports), clock)
+    machine = virt(
+        sizes.pop(),
+        harts,
+        engine=engine,
+        disks=disks,
+        links=links,
+        shares=shares,
+        ports=ports,
+        tlb=tlb,
+        isa=isa,
+    )
     while len(sizes) > 1:
         monitor = Monitor(machine)
         machine = monitor.create(
@@ -118,6 +131,7 @@ def nested(
             disks=monitor.full_packs(),
             links=machine.links,
             shares=machine.shares,
+            ports=ports,
             technique=techniques.pop(0),
         )
     monitor = Monitor(machine)
@@ -131,6 +145,7 @@ def nested(
         disks=monitor.full_packs(),
         links=machine.links,
         shares=machine.shares,
+        ports=ports,
         technique=techniques.pop(0),
     )
 
@@ -164,7 +179,18 @@ class Monitor:
         `idle`: the most time (ns) that may pass while all wait; None: any, and the host waits where time is its own.
         Idle: all wait. PowerOff: all have ended; `ended` of each says why. Break, Stopped: that of a machine.
         """
-        return self.scheduler.run(steps, until, idle)
+        ended = self.scheduler.run(steps, until, idle)
+        if not isinstance(self.machine, VirtualMachine):
+            self._settle()
+        return ended
+
+    def _settle(self) -> None:
+        """What the machines have begun on disks is done, where that is not for the host's clock to say."""
+        for vm in self.guests.values():
+            if vm.clock.source == "virtual":
+                vm.settle()
+            if vm.control is not None:
+                vm.control._settle()
 
     def stop(self) -> None:
         """Make `run`, or the next one, return `Stopped` soon; from any thread or signal handler."""
@@ -202,6 +228,7 @@ class Monitor:
         disks: Sequence[Disk] = (),
         links: Sequence[Link] = (),
         shares: Sequence[Share] = (),
+        ports: Sequence[Port] = (),
         epoch_ns: int | None = None,
         rng_seed: bytes | None = None,
         resident: int = 0,
@@ -224,7 +251,8 @@ class Monitor:
         one. Raises MachineError."""
         if name in self.guests or not name or "/" in name:
             raise MachineError(f"a machine needs a name of its own without a slash, not {name!r}")
-        check(memory, harts, step_ns, turn, len(disks) + len(links) + len(shares), clock)
+        devices = len(disks) + len(links) + len(shares) + bool(ports)
+        check(memory, harts, step_ns, turn, devices, clock)
         if technique not in get_args(Technique):
             raise MachineError(
                 f"there is no technique {technique!r}: a monitor's is {' or '.join(get_args(Technique))}"
@@ -270,6 +298,7 @@ class Monitor:
                 rng_seed=rng_seed,
                 tlb=self.machine.inputs.tlb,
                 isa=self.machine.inputs.isa,
+                ports=ports,
             )
         except MachineError:
             ram.leave()
@@ -309,10 +338,13 @@ class Monitor:
         if vm.virtualizer is not None:
             vm.virtualizer.clear()
         vm.engine.close()
+        vm.settle()
         release(vm.disks)
         for link in vm.links:
             link.connect(lambda frame: None)
         vm.leave_shares()
+        for port in vm.ports:
+            port.connect(lambda: None)
         self._release(vm)
         vm.ram.leave()
         self._allocator.give_back_root(vm.ram.f.root)

@@ -336,7 +336,9 @@ def test_run_says_that_the_host_has_no_memory() -> None:
     assert found.returncode == 125 and sentence(found).startswith("the host does not give 2 GiB of memory: ")
 
 
-@pytest.mark.parametrize("name,only_read", [("fs.img", 0), ("fs.img:ro", 1), ("odd:ro", 0), ("odd:ro:ro", 1)])
+@pytest.mark.parametrize(
+    "name,only_read", [("fs.img", 0), ("fs.img:ro", 1), ("odd:ro", 0), ("odd:ro:ro", 1), ("fs.img:snapshot", 0)]
+)
 def test_run_tells_the_guest_that_a_disk_is_only_read(
     kernel: Callable[..., str], tmp_path: Path, name: str, only_read: int
 ) -> None:
@@ -358,18 +360,32 @@ def test_run_tells_the_guest_that_a_disk_is_only_read(
     assert found.returncode == only_read, found.stderr
 
 
-@pytest.mark.parametrize("names,status", [("ww", 2), ("wr", 2), ("rw", 2), ("rr", 0)])
+@pytest.mark.parametrize(
+    "names,status", [("ww", 2), ("wr", 2), ("rw", 2), ("rr", 0), ("ws", 2), ("sw", 2), ("rs", 0), ("ss", 0)]
+)
 def test_run_shares_a_disk_that_is_only_read(
     kernel: Callable[..., str], tmp_path: Path, names: str, status: int
 ) -> None:
-    """With itself; otherwise who gives it twice is told so."""
+    """With itself, a snapshot too; otherwise who gives it twice is told so."""
     (tmp_path / "fs.img").write_bytes(bytes(512))
     (tmp_path / "link").symlink_to("fs.img")
-    files = [f"{tmp_path}/{file}{':ro' * (how == 'r')}" for file, how in zip(("fs.img", "link"), names, strict=True)]
+    modes = {"w": "", "r": ":ro", "s": ":snapshot"}
+    files = [f"{tmp_path}/{file}{modes[how]}" for file, how in zip(("fs.img", "link"), names, strict=True)]
     found = ringfence("run", "--kernel", kernel(*leave(0x5555)), "--disk", files[0], "--disk", files[1])
     assert found.returncode == status
     if status:
         assert sentence(found) == f"disk image {tmp_path}/link is given twice, which needs :ro behind it both times"
+
+
+@pytest.mark.parametrize("mode", [":snapshot:ro", ":ro:snapshot"])
+def test_run_takes_one_mode_of_a_disk(tmp_path: Path, mode: str) -> None:
+    """Wrong use, in one sentence, unless there is a file of that name."""
+    (tmp_path / "fs.img").write_bytes(bytes(512))
+    found = ringfence("run", "-d", f"{tmp_path}/fs.img{mode}")
+    assert found.returncode == 2
+    assert "is given with" in sentence(found)
+    (tmp_path / f"fs.img{mode.rpartition(':')[0]}").write_bytes(bytes(512))
+    assert ringfence("run", "-d", f"{tmp_path}/fs.img{mode}", "--dump-dtb", "-").returncode == 0
 
 
 def test_run_traces_to_standard_error() -> None:

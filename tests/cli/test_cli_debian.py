@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -64,3 +68,48 @@ def test_explain_looks_when_the_shell_waits() -> None:
     assert (found.returncode, found.stderr) == (0, b"")
     assert "S-mode" in lines[0] and " in arch_cpu_idle, " in lines[0]
     assert lines[-1].startswith("memory  0x") and any("-> 0x" in line and line.endswith(": load") for line in lines)
+
+
+def test_programs_of_the_host_connect_to_ports(tmp_path: Path) -> None:
+    """By sockets of the user's, which are there while the guest runs; a second program comes behind the first."""
+    paths = [tmp_path / name for name in ("one.sock", "two.sock")]
+    command = r"""
+        cd /sys/class/virtio-ports
+        for p in *; do eval "$(cat $p/name)=/dev/$p"; done
+        read line < $one; echo "$line" > $two
+        read line < $one; echo "$line" > $one
+    """
+    arguments = [f"--port={name}={path}" for name, path in zip(("one", "two"), paths, strict=True)]
+    found: list[subprocess.CompletedProcess[bytes]] = []
+
+    def run() -> None:
+        found.append(ringfence("run", "debian", *arguments, "--", "sh", "-c", command))
+
+    guest = threading.Thread(target=run)
+    guest.start()
+    try:
+        with reach(paths[1]) as two:
+            with reach(paths[0]) as one:
+                one.sendall(b"through the guest\n")
+                assert two.recv(100) == b"through the guest\n"
+            with reach(paths[0]) as one:
+                one.sendall(b"and back\n")
+                assert one.recv(100) == b"and back\n"
+    finally:
+        guest.join()
+    assert found[0].returncode == 0, found[0].stderr
+    assert not any(path.exists() for path in paths)
+
+
+def reach(path: Path) -> socket.socket:
+    """The socket, which may not be there yet."""
+    program = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    program.settimeout(50)
+    end = time.monotonic() + 20
+    while True:
+        try:
+            program.connect(str(path))
+            return program
+        except (FileNotFoundError, ConnectionRefusedError):
+            assert time.monotonic() < end
+            time.sleep(0.02)

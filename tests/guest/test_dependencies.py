@@ -68,9 +68,7 @@ def test_closure_names_what_is_missing() -> None:
 NAMES = st.sampled_from("abcdefgh")
 
 
-@given(
-    st.dictionaries(NAMES, st.lists(st.lists(NAMES, min_size=1, max_size=3), max_size=3), min_size=1), st.data()
-)
+@given(st.dictionaries(NAMES, st.lists(st.lists(NAMES, min_size=1, max_size=3), max_size=3), min_size=1), st.data())
 def test_closure_holds_whatever_the_suite(wanted: dict[str, list[list[str]]], data: st.DataObject) -> None:
     """Of every package's every clause one alternative is there; nothing is that was not asked for or needed."""
     suite = Suite(**{name: "depends: " + ", ".join(" | ".join(clause) for clause in wanted[name]) for name in wanted})

@@ -14,10 +14,12 @@ from ringfence.machine.device.aclint import Aclint
 from ringfence.machine.device.device import Device, Field
 from ringfence.machine.device.goldfish_rtc import GoldfishRtc
 from ringfence.machine.device.plic import Plic
+from ringfence.machine.device.ports import ScriptPort
 from ringfence.machine.device.syscon import FAIL, PASS, RESET, Syscon
 from ringfence.machine.device.uart16550 import Uart16550
 from ringfence.machine.device.virtio_9p import Virtio9p
 from ringfence.machine.device.virtio_blk import VirtioBlk
+from ringfence.machine.device.virtio_console import VirtioConsole
 from ringfence.machine.device.virtio_rng import SeededEntropy, VirtioRng
 from ringfence.machine.memory import Ram
 
@@ -80,6 +82,7 @@ def chips(clock: Clock) -> list[Device]:
         VirtioBlk(clock, plic.line(1), Ram(0x8000_0000, 0x4000), Platter()),
         Virtio9p(clock, plic.line(2), Ram(0x8000_0000, 0x4000), Echo()),
         VirtioRng(clock, plic.line(9), Ram(0x8000_0000, 0x4000), SeededEntropy(b"seed")),
+        VirtioConsole(clock, plic.line(2), Ram(0x8000_0000, 0x4000), [ScriptPort("port")]),
     ]
 
 

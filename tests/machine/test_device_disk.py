@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from ringfence.machine.device import disk as raw
 from ringfence.machine.device.disk import DiskError, RawDisk
+from ringfence.machine.device.disk_image import create, open_disk, open_snapshot
 
 
 @pytest.fixture
@@ -117,3 +121,82 @@ def test_disk_refuses_what_is_no_disk(tmp_path: Path) -> None:
     for path in (str(tmp_path), "/dev/null"):
         with pytest.raises(DiskError, match="is neither a file nor a block device"):
             RawDisk(path, readonly=True)
+
+
+def _image(directory: Path, qcow2: bool) -> Path:
+    """300 sectors, the second 100 of them not blank."""
+    path = directory / ("base.qcow2" if qcow2 else "base.img")
+    path.unlink(missing_ok=True)
+    if qcow2:
+        create(path, 300 * 512, cluster_bits=12)
+    else:
+        path.write_bytes(bytes(300 * 512))
+    with open_disk(path) as disk:
+        disk.write(100 * 512, bytes(range(256)) * 200)
+    return path
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["write", "zero", "flush"]), st.integers(0, 299), st.integers(1, 60)), max_size=12
+    ),
+    st.booleans(),
+)
+def test_snapshot_is_a_disk_that_is_forgotten(tmp_path: Path, changes: list[tuple[str, int, int]], qcow2: bool) -> None:
+    """What is written is read, beside another snapshot of the same image; the image stays as it is, byte for byte."""
+    path = _image(tmp_path, qcow2)
+    before = path.read_bytes()
+    with open_snapshot(path) as disk, open_snapshot(path) as other:
+        model = bytearray(other.read(0, other.size))
+        for n, (how, sector, length) in enumerate(changes):
+            span = slice(sector * 512, min((sector + length) * 512, disk.size))
+            if how == "write":
+                model[span] = bytes([n + 1]) * (span.stop - span.start)
+                disk.write(span.start, bytes(model[span]))
+            elif how == "zero":
+                model[span] = bytes(span.stop - span.start)
+                disk.zero(span.start, span.stop - span.start)
+            else:
+                disk.flush()
+            assert disk.read(0, disk.size) == model
+        assert other.read(0, other.size)[100 * 512 : 200 * 512] == bytes(range(256)) * 200
+    assert path.read_bytes() == before
+    with open_snapshot(path) as disk:
+        assert disk.read(0, disk.size)[100 * 512 : 200 * 512] == bytes(range(256)) * 200
+
+
+@pytest.mark.parametrize("qcow2", [False, True])
+def test_snapshot_leaves_no_file_whatever_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qcow2: bool) -> None:
+    """What is written has no name in the temporary directory while it is there, waits for no medium, and its image
+    cannot be written by another machine meanwhile.
+    """
+    path, temporary = _image(tmp_path, qcow2), tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    def waits(fd: int) -> None:
+        raise AssertionError("waits for the medium")
+
+    monkeypatch.setattr(os, "fsync", waits)
+    monkeypatch.setattr(os, "fdatasync", waits)
+    with open_snapshot(path) as disk:
+        disk.write(512, b"x" * 512)
+        disk.flush()
+        assert not list(temporary.iterdir())
+        with pytest.raises(DiskError, match="in use by another machine"):
+            RawDisk(path)
+    path.chmod(0o400)
+    open_snapshot(path).close()
+
+
+def test_snapshot_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the image, or with the temporary directory."""
+    with pytest.raises(DiskError, match=r"nothing\.img cannot be opened: No such file"):
+        open_snapshot(tmp_path / "nothing.img")
+    path = _image(tmp_path, False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(DiskError, match=r"a temporary file over .*base\.img cannot be made: No such file"):
+        open_snapshot(path)
+    RawDisk(path).close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -366,6 +367,81 @@ def test_request_of_a_monitor_is_verified_too(mode: Mode, offset: int, length: i
             with pytest.raises(OSError, match="read-only"):
                 change(0, 1)
     assert platter.data == before
+
+
+def under_way(machine: Virt, sector: int, content: bytes) -> None:
+    """A write of a sector that the device has been told of."""
+    machine.ram.write(DATA, content * (SECTOR // len(content)))
+    rows = [(HEADER, 16, 1, 1), (DATA, SECTOR, 1, 2), (STATUS, 1, 2, 0)]
+    machine.ram.write(HEADER, struct.pack("<IIQ", T_OUT, 0, sector))
+    machine.ram.write(QUEUE, b"".join(struct.pack("<QIHH", *row) for row in rows))
+    (count,) = struct.unpack("<H", machine.ram.read(QUEUE + 0x1002, 2))
+    machine.ram.write(QUEUE + 0x1002, (count + 1).to_bytes(2, "little"))
+    machine.slots[0].write(mmio.QUEUE_NOTIFY, 4, 0)
+
+
+class Slow(Platter):
+    """A disk that takes its time, and is asked for one thing at a time."""
+
+    def __init__(self, sectors: int, seconds: float) -> None:
+        super().__init__(sectors)
+        self.seconds, self.doing = seconds, 0
+
+    def _begin(self, what: str, offset: int, length: int) -> None:
+        self.doing += 1
+        assert self.doing == 1
+        time.sleep(self.seconds)
+        super()._begin(what, offset, length)
+        self.doing -= 1
+
+
+def test_requests_of_machines_that_share_a_disk_keep_their_order() -> None:
+    """However slow it is: by the virtual clock the last to be told of is what is there. One has it through a minidisk
+    that lies on another disk too, and one through a machine in between; what a new minidisk finds is behind them all.
+    """
+    found = []
+    for seconds in (0.0, 0.002):
+        platters = Slow(64, seconds), Slow(64, seconds)
+        monitor = Monitor(host(*platters))
+        one = give(monitor, monitor.minidisk(extent(0, 16), mode="shared"), name="one")
+        two = give(monitor, monitor.minidisk(extent(0, 8, disk=1), extent(8, 8), mode="shared"), name="two")
+        outer = monitor.create("outer", 16 * MiB, disks=[monitor.minidisk(extent(0, 16), mode="shared")])
+        above = Monitor(outer)
+        three = give(above, above.minidisk(extent(4, 12)), name="three")
+        for machine in (one, two, three):
+            driver(machine)
+        for n in range(4):
+            under_way(one, 8, b"1%03d" % n)
+            under_way(two, 8, b"2%03d" % n)
+            under_way(three, 4 + n % 2, b"3%03d" % n)
+        if seconds:
+            seen = give(monitor, monitor.minidisk(extent(8, 8), mode="shared"), name="new").disks[0]
+            monitor.destroy("two")
+            above.destroy("three")
+            assert seen.read(0, SECTOR) == b"2003" * 128
+        else:
+            for machine in (one, two, three):
+                machine.settle()
+        found.append([bytes(platter.data) for platter in platters])
+        assert found[-1][0][8 * SECTOR : 9 * SECTOR] == b"2003" * 128
+        assert found[-1][0][9 * SECTOR : 10 * SECTOR] == b"3003" * 128
+    assert found[0] == found[1]
+
+
+def test_released_minidisk_has_what_was_written_to_it() -> None:
+    """A machine that is destroyed, and one whose disk is taken away, with requests under way."""
+    for destroyed in (True, False):
+        platter = Slow(64, 0.005)
+        monitor = Monitor(host(platter))
+        guest = give(monitor, monitor.minidisk(extent(8, 8)))
+        driver(guest)
+        for n in range(4):
+            under_way(guest, n, b"%04d" % n)
+        if destroyed:
+            monitor.destroy("guest")
+        else:
+            release(guest.disks)
+        assert platter.data[8 * SECTOR : 12 * SECTOR] == b"".join(b"%04d" % n * 128 for n in range(4))
 
 
 def test_medium_errors_are_the_askers() -> None:

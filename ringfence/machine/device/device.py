@@ -101,6 +101,9 @@ class Device:
     def event(self, kind: str, number: int) -> None:
         """An event that this device gave to the clock came due."""
 
+    def settle(self) -> None:
+        """Returns when all that it has given a thread to do is done."""
+
     def reset(self) -> None:
         """Sets every field to its reset value. A chip that drives lines or has events pending settles them too."""
         for field in self.STATE:

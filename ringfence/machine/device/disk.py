@@ -12,12 +12,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from ringfence.errors import RingfenceError
+from ringfence.machine.device.disk_worker import quiet
 
 SECTOR = 512
 QCOW2_MAGIC = b"QFI\xfb"
 """The first bytes of a qcow2 image."""
 _BLANK = 1 << 20
 """Zeroes that are written at once, in bytes."""
+_NOWAIT = getattr(os, "RWF_NOWAIT", -1)
+"""Linux's; elsewhere no flag is this one."""
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
 """Modes of Linux's fallocate(2)."""
 
@@ -64,6 +67,15 @@ def read_fully(fd: int, length: int, offset: int) -> bytes:
             raise OSError(errno.EIO, "disk image has become shorter")
         data += more
     return data
+
+
+def read_now(fd: int, length: int, offset: int) -> bytes | None:
+    """The same where the host has it in memory; None where it has to ask the medium, or cannot tell."""
+    data = bytearray(length)
+    try:
+        return bytes(data) if os.preadv(fd, [data], offset, _NOWAIT) == length else None
+    except OSError:
+        return None
 
 
 def write_fully(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
@@ -118,6 +130,10 @@ class RawDisk:
         """`length` bytes at `offset`; raises `OSError` if the file gives fewer."""
         return read_fully(self._fd, length, offset)
 
+    def read_now(self, offset: int, length: int) -> bytes | None:
+        """The same where that does not wait for the medium, else None."""
+        return read_now(self._fd, length, offset)
+
     def write(self, offset: int, data: bytes) -> None:
         """Stores `data` at `offset`; raises `OSError`."""
         self._check(offset, len(data))
@@ -147,10 +163,11 @@ class RawDisk:
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """Closes the file and gives its lock back; once is enough."""
+        """Closes the file and gives its lock back, when all that a machine has begun is done; once is enough."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            with quiet(self):
+                os.close(self._fd)
+                self._fd = -1
 
     def __enter__(self) -> Self:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from contextlib import suppress
 
 from ringfence.machine.device.disk import QCOW2_MAGIC, SECTOR, DiskError, RawDisk, write_fully
@@ -34,6 +35,26 @@ def open_disk(path: str | os.PathLike[str], *, readonly: bool = False, serial: b
     if found == QCOW2_MAGIC:
         return Qcow2Disk(path, readonly=readonly, serial=serial)
     return RawDisk(path, readonly=readonly, serial=serial, probed=True)
+
+
+def open_snapshot(path: str | os.PathLike[str], *, serial: bytes = b"") -> Qcow2Disk:
+    """A disk over an image, raw or qcow2, that is only read: what is written goes to a file without name in the user's
+    temporary directory, and is lost when the disk is closed or the process ends. Raises `DiskError`.
+    """
+    with open_disk(path, readonly=True) as base:
+        kind = "qcow2" if isinstance(base, Qcow2Disk) else "raw"
+        under = os.fsencode(os.path.abspath(path))
+        header, blocks = _layout(base.size, 16, 16, under, kind)
+        front = pack(header)
+        if len(front) > header.cluster or len(under) > MAX_NAME:
+            raise DiskError(f"the name of the disk image is too long: {os.fspath(path)}")
+        try:
+            with tempfile.TemporaryFile(prefix="ringfence-disk-") as file:
+                _write(file.fileno(), header, front, blocks)
+                # Opened once more, by the only name it has.
+                return Qcow2Disk(f"/proc/self/fd/{file.fileno()}", serial=serial, temporary=True)
+        except OSError as error:
+            raise DiskError(f"a temporary file over {os.fspath(path)} cannot be made: {error.strerror}") from error
 
 
 def create(

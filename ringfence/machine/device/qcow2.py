@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from ringfence.machine.device.disk import QCOW2_MAGIC, DiskError, RawDisk
+from ringfence.machine.device.disk_worker import quiet
 from ringfence.machine.device.qcow2_file import ImageFile, TableCache
 from ringfence.machine.device.qcow2_format import (
     AUTOCLEAR_AT,
@@ -58,7 +59,8 @@ class Qcow2Disk:
 
     Its file is locked while it is open, and the images behind it are too, as those that are only read. Opening it for
     writing reads all of its tables, refuses it if they contradict each other, and frees clusters that are nobody's.
-    `above` are device and inode of the images that stand on this one, and `cache` is theirs.
+    `above` are device and inode of the images that stand on this one, and `cache` is theirs. `temporary`: nothing of it
+    is to outlast the process, so a flush waits for nothing.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Qcow2Disk:
         serial: bytes = b"",
         above: Sequence[tuple[int, int]] = (),
         cache: TableCache | None = None,
+        temporary: bool = False,
     ) -> None:
         name = os.fspath(path)
         self.readonly = readonly
@@ -78,7 +81,7 @@ class Qcow2Disk:
         """The compressed cluster that was read last."""
         self._backing: Backing | None = None
         with ExitStack() as stack:
-            self._file = ImageFile(name, cache, readonly=readonly)
+            self._file = ImageFile(name, cache, readonly=readonly, temporary=temporary)
             stack.callback(self._file.close)
             try:
                 self._header = header = self._read_header(name)
@@ -160,13 +163,16 @@ class Qcow2Disk:
             self._refcounts.settle()
 
     def close(self) -> None:
-        """Gives back what is reserved, closes the files and gives their locks back; once is enough."""
-        if self._writes:
-            self._writes = False
-            with suppress(OSError):  # which leaves clusters that are nobody's, to be found by the next who opens it
-                self._file.order()
-                self._refcounts.close()
-        self._file.close()
+        """Gives back what is reserved, closes the files and gives their locks back, when all that a machine has begun
+        is done; once is enough.
+        """
+        with quiet(self):
+            if self._writes:
+                self._writes = False
+                with suppress(OSError):  # which leaves clusters that are nobody's, to be found by the next who opens it
+                    self._file.order()
+                    self._refcounts.close()
+            self._file.close()
         if self._backing is not None:
             self._backing.close()
 

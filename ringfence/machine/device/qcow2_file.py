@@ -43,10 +43,14 @@ class TableCache:
 
 
 class ImageFile:
-    """A file, locked while it is open. What is written is at once. Raises `DiskError`, later `OSError`."""
+    """A file, locked while it is open. What is written is at once. Raises `DiskError`, later `OSError`.
 
-    def __init__(self, name: str, cache: TableCache, *, readonly: bool) -> None:
+    `temporary`: nobody reads it behind a crash, so nothing waits for the medium.
+    """
+
+    def __init__(self, name: str, cache: TableCache, *, readonly: bool, temporary: bool = False) -> None:
         self._fd = open_file(name, readonly=readonly)
+        self._temporary = temporary
         self._cache = cache
         found = os.fstat(self._fd)
         self.identity = found.st_dev, found.st_ino
@@ -135,11 +139,13 @@ class ImageFile:
 
     def order(self) -> None:
         """What was written is on the medium before what will be."""
-        os.fdatasync(self._fd)
+        if not self._temporary:
+            os.fdatasync(self._fd)
 
     def flush(self) -> None:
         """Returns when everything written is on the host's medium."""
-        os.fsync(self._fd)
+        if not self._temporary:
+            os.fsync(self._fd)
 
     def close(self) -> None:
         """Closes the file and gives its lock back; once is enough."""

@@ -5,25 +5,43 @@ Source: Virtual I/O Device (VIRTIO) Version 1.2, section 5.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from struct import Struct
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
-from ringfence.machine.device.device import AccessFault, Clock, Line, Memory
-from ringfence.machine.device.virtio_mmio import CHUNK, QUEUE_NUM_MAX, Chain, QueueFault, pieces
-from ringfence.machine.device.virtio_request import LATENCY_NS, VirtioRequest
+from ringfence.machine.device.block_request import (
+    HEADER,
+    S_IOERR,
+    S_OK,
+    S_UNSUPP,
+    SECTOR,
+    T_DISCARD,
+    T_FLUSH,
+    T_GET_ID,
+    T_IN,
+    T_OUT,
+    T_WRITE_ZEROES,
+    Disk,
+    Request,
+    begin,
+    unpack,
+)
+from ringfence.machine.device.device import AccessFault, Clock, Field, Line, Memory
+from ringfence.machine.device.disk_worker import worker_of
+from ringfence.machine.device.virtio_mmio import QUEUE_NUM_MAX, Chain, QueueFault, VirtioMmio, pieces
+from ringfence.machine.device.virtio_request import LATENCY_NS
 
 F_SIZE_MAX, F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH, F_DISCARD, F_WRITE_ZEROES = 1, 2, 5, 6, 9, 13, 14
-T_IN, T_OUT, T_FLUSH, T_GET_ID, T_DISCARD, T_WRITE_ZEROES = 0, 1, 4, 8, 11, 13
-S_OK, S_IOERR, S_UNSUPP = 0, 1, 2
 
-SECTOR = 512
 SEG_MAX = QUEUE_NUM_MAX - 2
 """Data segments of a request: a chain less header and status."""
 SIZE_MAX = 1 << 18
 """Bytes of a segment."""
 REQUEST_MAX = SEG_MAX * SIZE_MAX
-"""Bytes of a request's data: one event's work is bounded by this."""
+"""Bytes of a request's data."""
+IN_FLIGHT = 1 << 20
+"""Bytes of the requests that are under way, beyond which no more are taken: with the last, `REQUEST_MAX` more."""
 DISCARD_SEG, ZEROES_SEG = 16, 1
 """Segments of a discard, and of a write of zeroes; each is so long that all of them have `REQUEST_MAX` bytes."""
 ALIGNMENT = 4096 // SECTOR
@@ -32,7 +50,11 @@ UNMAP = 1
 """A flag of a segment."""
 ID_BYTES = 20
 
-_HEADER = Struct("<IIQ")
+__all__ = [
+    "SECTOR", "S_IOERR", "S_OK", "S_UNSUPP", "T_DISCARD", "T_FLUSH", "T_GET_ID", "T_IN", "T_OUT", "T_WRITE_ZEROES",
+    "Disk", "VirtioBlk",
+]  # fmt: skip
+
 _SEGMENT = Struct("<QII")
 _CONFIG = Struct("<QII4xI8x4xIIIII4x")
 """What is padding here is of features that are not offered, is write_zeroes_may_unmap, or is unused."""
@@ -43,154 +65,254 @@ _LIMITS = {
 """Sectors of a segment, and segments of a request."""
 
 
-class Disk(Protocol):
-    """What a block device's front stands on. Errors of the medium are `OSError`."""
+class VirtioBlk(VirtioMmio):
+    """A disk. Requests are taken as the driver tells of them, up to `IN_FLIGHT` bytes; a worker does them one after the
+    other while the machine goes on, and they are completed in the same order.
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-
-    @property
-    def readonly(self) -> bool:
-        """Whether writes are refused."""
-
-    @property
-    def serial(self) -> bytes:
-        """The disk's name of at most 20 bytes, as the guest reads it."""
-
-    def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes at `offset`, inside the disk."""
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Stores `data` at `offset`, inside the disk."""
-
-    def discard(self, offset: int, length: int) -> None:
-        """Nobody needs these bytes inside the disk any more: what is read there is anything. May do nothing."""
-
-    def zero(self, offset: int, length: int) -> None:
-        """Stores zeroes at `offset`, inside the disk."""
-
-    def flush(self) -> None:
-        """Returns when everything written is on the medium."""
-
-
-class VirtioBlk(VirtioRequest):
-    """A disk that serves one request at a time, each `latency_ns` of guest time after the last.
+    By the virtual clock each is completed `latency_ns` of guest time after the last, or after it was taken where that
+    is later; if the host is slower, it is waited for. With `feed`, which a machine by the host's clock has, each is
+    completed when it is done, at the next check point.
 
     A request of more than `REQUEST_MAX` bytes, a partial sector, a sector behind the end, more or longer segments than
     the configuration allows and data outside RAM end in VIRTIO_BLK_S_IOERR; one with no header or no status byte stops
-    the device.
+    the device. What was taken is done on the disk, whatever becomes of the device; a reset waits for that.
     """
 
     ID: ClassVar[int] = 2
+    STATE: ClassVar[tuple[Field, ...]] = (*VirtioMmio.STATE, Field("taken", "bytes"))
 
-    def __init__(self, clock: Clock, line: Line, memory: Memory, disk: Disk, latency_ns: int = LATENCY_NS) -> None:
-        self.disk = disk
+    def __init__(
+        self,
+        clock: Clock,
+        line: Line,
+        memory: Memory,
+        disk: Disk,
+        latency_ns: int = LATENCY_NS,
+        feed: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
+        self.disk, self.latency_ns, self._feed = disk, latency_ns, feed
         self.on_move: Callable[[int, int, int], None] = lambda pa, length, offset: None
         """Called with each piece of RAM that data has come to, or gone from, and where on the disk."""
+        self._requests: deque[Request] = deque()
+        self._bytes = 0
+        self._fed = False
         features = 1 << F_SIZE_MAX | 1 << F_SEG_MAX | 1 << F_BLK_SIZE | 1 << F_FLUSH
         features |= 1 << F_RO if disk.readonly else 1 << F_DISCARD | 1 << F_WRITE_ZEROES
-        super().__init__(clock, line, memory, features, latency_ns)
+        super().__init__(clock, line, memory, features)
 
     def config(self) -> bytes:
         limits = (0,) * 5 if self.disk.readonly else (*_LIMITS[T_DISCARD], ALIGNMENT, *_LIMITS[T_WRITE_ZEROES])
         return _CONFIG.pack(self.disk.size // SECTOR, SIZE_MAX, SEG_MAX, SECTOR, *limits)
 
-    def serve(self, chain: Chain) -> int:
-        room = sum(length for _, length in chain.writable) - 1
-        if room < 0 or sum(length for _, length in chain.readable) < _HEADER.size:
-            raise QueueFault("block request without header or status")
-        ((status_pa, _),) = pieces(chain.writable, room, 1)
-        try:
-            front = pieces(chain.readable, 0, _HEADER.size)
-            header = b"".join(self.memory.read(pa, length) for pa, length in front)
-            kind, _, sector = _HEADER.unpack(header)
-            stored, result = self._transfer(chain, kind, sector * SECTOR, room)
-            self.memory.write(status_pa, bytes((result,)))
-        except AccessFault as fault:
-            raise QueueFault("block request outside RAM") from fault
-        return stored + 1 if stored == room else stored
+    # What is under way, as state: done, and not completed
 
-    def _transfer(self, chain: Chain, kind: int, offset: int, room: int) -> tuple[int, int]:
-        """Moves a request's data; returns the bytes stored in RAM and the status."""
+    @property
+    def taken(self) -> bytearray:
+        self.settle()
+        return bytearray(b"".join(request.pack() for request in self._requests))
+
+    @taken.setter
+    def taken(self, state: bytes) -> None:
+        self._forget()
+        self._requests.extend(unpack(state))
+        self._bytes = sum(request.length for request in self._requests)
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        taken = state.get("taken")
+        if isinstance(taken, bytes | bytearray):
+            list(unpack(taken))
+        super().restore(state)
+        if self._feed is not None and self._requests:
+            self._tell()
+
+    def settle(self) -> None:
+        if self._requests:
+            worker = worker_of(self.disk)
+            if self._feed is not None:  # the machine has been told by then, too
+                with worker.alone():
+                    return
+            for request in self._requests:
+                worker.finish(request)
+
+    def _forget(self) -> None:
+        """Nothing is under way: RAM and the queue are left alone from now on."""
+        self.settle()
+        failure = next((request.failure for request in self._requests if request.failure is not None), None)
+        self._requests.clear()
+        self._bytes = 0
+        self.clock.cancel(self, "complete", 0)
+        if failure is not None:
+            raise failure
+
+    def reset(self) -> None:
+        self._forget()
+        super().reset()
+
+    def fail(self) -> None:
+        self._forget()
+        super().fail()
+
+    def _write_queue(self, queue: int, offset: int, value: int) -> None:
+        super()._write_queue(queue, offset, value)
+        if not self.queue_ready[queue]:
+            self._forget()
+
+    # The way of a request
+
+    def notify(self, queue: int) -> None:
         try:
-            if kind == T_IN:
-                self._check(offset, room)
-                data = pieces(chain.writable, 0, room)
-                self._read(offset, data)
-                self._moved(offset, data)
-                return room, S_OK
-            if kind == T_OUT:
-                length = sum(length for _, length in chain.readable) - _HEADER.size
-                self._check(offset, length)
-                if self.disk.readonly:
-                    return 0, S_IOERR
-                data = pieces(chain.readable, _HEADER.size, length)
-                self._write(offset, data)
-                self._moved(offset, data)
-                self._written()
-                return 0, S_OK
-            if (kind == T_DISCARD and self.negotiated(F_DISCARD)) or (
-                kind == T_WRITE_ZEROES and self.negotiated(F_WRITE_ZEROES)
-            ):
-                return 0, self._segments(chain, kind)
-            if kind == T_FLUSH:
-                self.disk.flush()
-                return 0, S_OK
-            if kind == T_GET_ID:
-                name = self.disk.serial[:ID_BYTES].ljust(ID_BYTES, b"\0")[:room]
-                done = 0
-                for pa, length in pieces(chain.writable, 0, len(name)):
-                    self.memory.write(pa, name[done : done + length])
-                    done += length
-                return done, S_OK
+            self._take(told=True)
+        except QueueFault:
+            self.fail()
+
+    def _take(self, told: bool) -> None:
+        """Requests that the driver has made available are under way, as many as may be. `told`: by it."""
+        requests, idle = self._requests, not self._requests
+        while True:
+            if told or requests:
+                for _ in range(self.available(0)):
+                    if len(requests) == QUEUE_NUM_MAX or self._bytes >= IN_FLIGHT:
+                        break
+                    self._begin(self.pop_next(0))
+            # The driver need not tell of more while a completion is to come, which looks for them.
+            if requests or not self.more(0):
+                break
+            told = True
+        if requests and idle:
+            self._await()
+
+    def _begin(self, chain: Chain) -> None:
+        """A request is under way."""
+        request = begin(chain, self.memory)
+        try:
+            self._prepare(request, chain)
         except (OSError, AccessFault):
-            return 0, S_IOERR
-        return 0, S_UNSUPP
+            request.result, request.data, request.ranges, request.length = S_IOERR, [], [], 0
+            request.ram, request.offset, request.done = [], 0, True
+        self._requests.append(request)
+        self._bytes += request.length
+        if not request.done:
+            worker_of(self.disk).give(request, alone=self._feed is not None)
 
-    def _segments(self, chain: Chain, kind: int) -> int:
-        """Discards or zeroes, and returns the status."""
-        length = sum(length for _, length in chain.readable) - _HEADER.size
-        sectors, most = _LIMITS[kind]
+    def _prepare(self, request: Request, chain: Chain) -> None:
+        """What the driver wants of the disk. Raises `OSError` where it cannot be, and `AccessFault`."""
+        kind, room = request.kind, request.room
+        request.disk = self.disk
+        if self._feed is not None:
+            request.tell = self._tell
+        if kind == T_IN:
+            self._check(request.offset, room)
+            request.length, request.ram = room, pieces(chain.writable, 0, room)
+        elif kind == T_OUT:
+            length = sum(length for _, length in chain.readable) - HEADER.size
+            self._check(request.offset, length)
+            self._writable()
+            request.length, request.ram = length, pieces(chain.readable, HEADER.size, length)
+            request.fetch(self.memory)
+            # A driver that cannot flush relies on every write being durable (section 5.2.6.2).
+            request.durable = not self.negotiated(F_FLUSH)
+        elif (kind == T_DISCARD and self.negotiated(F_DISCARD)) or (
+            kind == T_WRITE_ZEROES and self.negotiated(F_WRITE_ZEROES)
+        ):
+            self._segments(request, chain)
+            request.durable = not self.negotiated(F_FLUSH)
+        elif kind == T_FLUSH:
+            request.durable = True
+        elif kind == T_GET_ID:
+            name = self.disk.serial[:ID_BYTES].ljust(ID_BYTES, b"\0")[:room]
+            request.data, request.ram, request.done = [name], pieces(chain.writable, 0, len(name)), True
+        else:
+            request.result, request.done = S_UNSUPP, True
+        if kind not in (T_IN, T_OUT):
+            request.offset = 0
+
+    def _segments(self, request: Request, chain: Chain) -> None:
+        """What is to be discarded or zeroed."""
+        length = sum(length for _, length in chain.readable) - HEADER.size
+        sectors, most = _LIMITS[request.kind]
         if length % _SEGMENT.size or not 0 < length <= most * _SEGMENT.size:
             raise OSError(f"no whole segments, from 1 to {most}, in {length} bytes")
-        data = b"".join(self.memory.read(pa, n) for pa, n in pieces(chain.readable, _HEADER.size, length))
+        data = b"".join(self.memory.read(pa, n) for pa, n in pieces(chain.readable, HEADER.size, length))
         segments = list(_SEGMENT.iter_unpack(data))
-        if any(flags & ~(UNMAP if kind == T_WRITE_ZEROES else 0) for _, _, flags in segments):
-            return S_UNSUPP
+        if any(flags & ~(UNMAP if request.kind == T_WRITE_ZEROES else 0) for _, _, flags in segments):
+            request.result, request.done = S_UNSUPP, True
+            return
+        self._writable()
         for sector, count, _ in segments:
             if count > sectors or sector + count > self.disk.size // SECTOR:
                 raise OSError(f"no {count} sectors at {sector} of the disk")
-        for sector, count, _ in segments:
-            if kind == T_DISCARD:
-                self.disk.discard(sector * SECTOR, count * SECTOR)
-            else:
-                self.disk.zero(sector * SECTOR, count * SECTOR)
-        self._written()
-        return S_OK
-
-    def _written(self) -> None:
-        if not self.negotiated(F_FLUSH):
-            # A driver that cannot flush relies on every write being durable (section 5.2.6.2).
-            self.disk.flush()
-
-    def _moved(self, offset: int, data: list[tuple[int, int]]) -> None:
-        for pa, length in data:
-            self.on_move(pa, length, offset)
-            offset += length
+        request.ranges = [(sector * SECTOR, count * SECTOR) for sector, count, _ in segments]
 
     def _check(self, offset: int, length: int) -> None:
         if length % SECTOR or length > REQUEST_MAX or offset + length > self.disk.size // SECTOR * SECTOR:
             raise OSError(f"no {length} bytes at {offset} of the disk")
 
-    def _read(self, offset: int, data: list[tuple[int, int]]) -> None:
-        for pa, length in data:
-            for done in range(0, length, CHUNK):
-                self.memory.write(pa + done, self.disk.read(offset + done, min(CHUNK, length - done)))
-            offset += length
+    def _writable(self) -> None:
+        if self.disk.readonly:
+            raise OSError("write to a disk that is only read")
 
-    def _write(self, offset: int, data: list[tuple[int, int]]) -> None:
-        # In few parts, however many segments the driver has: a copy-on-write disk waits for its medium at each.
-        for done in range(0, sum(length for _, length in data), CHUNK):
-            segments = pieces(data, done, CHUNK)
-            self.disk.write(offset + done, b"".join(self.memory.read(pa, length) for pa, length in segments))
+    def _await(self) -> None:
+        """The first request under way is to be completed."""
+        if self._feed is None:
+            self.clock.at(self.clock.now() + self.latency_ns, self, "complete", 0)
+        elif self._requests[0].done:
+            self._tell()
+
+    def _tell(self) -> None:
+        """A request is done, and the machine goes by the host's clock; from any thread."""
+        if not self._fed:
+            self._fed = True
+            assert self._feed is not None
+            self._feed(self._come)
+
+    def _come(self) -> None:
+        """What is done is completed, at a check point."""
+        self._fed = False
+        self._complete(len(self._requests))
+
+    def event(self, kind: str, number: int) -> None:
+        if self._requests:
+            worker_of(self.disk).finish(self._requests[0])
+        self._complete(1)
+
+    def _complete(self, most: int) -> None:
+        """So many requests at most, as far as they are done, are given back; and others taken."""
+        requests = self._requests
+        if not self.live(0):
+            self._forget()
+            return
+        try:
+            while most and requests and requests[0].done:
+                request = requests.popleft()
+                self._bytes -= request.length
+                self._give_back(request)
+                most -= 1
+            waiting = bool(requests)
+            self._take(told=False)
+        except QueueFault:
+            self.fail()
+            return
+        if waiting:
+            self._await()
+
+    def _give_back(self, request: Request) -> None:
+        """Its data is in RAM, and the driver can see what has become of it."""
+        if request.failure is not None:
+            raise request.failure
+        stored = 0
+        try:
+            if request.kind != T_OUT and request.data:
+                try:
+                    request.store(self.memory)
+                    stored = sum(map(len, request.data))
+                except AccessFault:
+                    request.result = S_IOERR
+            if request.kind in (T_IN, T_OUT) and request.result == S_OK:
+                offset = request.offset
+                for pa, length in request.ram:
+                    self.on_move(pa, length, offset)
+                    offset += length
+            self.memory.write(request.status_pa, bytes((request.result,)))
+        except AccessFault as fault:
+            raise QueueFault("block request outside RAM") from fault
+        self.push_head(0, request.head, stored + 1 if stored == request.room else stored)

@@ -211,25 +211,38 @@ class VirtioMmio(Device):
 
     def pop(self, queue: int) -> Chain | None:
         """Takes the next available buffer, or None; raises `QueueFault`."""
-        ring = self.queue_driver[queue]
-        num = self.queue_num[queue]
-        last = self.last_avail[queue]
-        waiting = self._load16(ring + 2) - last & 0xFFFF
-        if waiting == 0:
-            return None
-        if waiting > num:
-            raise QueueFault(f"{waiting} buffers available in a queue of {num}")
-        chain = self._chain(self.queue_desc[queue], num, self._load16(ring + 4 + 2 * (last % num)))
-        self.last_avail[queue] = last + 1 & 0xFFFF
+        return self.pop_next(queue) if self.available(queue) else None
+
+    def available(self, queue: int) -> int:
+        """How many buffers the driver has made available that are not taken; raises `QueueFault`."""
+        waiting = self._load16(self.queue_driver[queue] + 2) - self.last_avail[queue] & 0xFFFF
+        if waiting > self.queue_num[queue]:
+            raise QueueFault(f"{waiting} buffers available in a queue of {self.queue_num[queue]}")
+        return waiting
+
+    def pop_next(self, queue: int) -> Chain:
+        """Takes the next buffer, where one is available; raises `QueueFault`."""
+        chain = self.peek_next(queue)
+        self.last_avail[queue] = self.last_avail[queue] + 1 & 0xFFFF
         return chain
+
+    def peek_next(self, queue: int) -> Chain:
+        """The next buffer, where one is available, which stays so; raises `QueueFault`."""
+        num, last = self.queue_num[queue], self.last_avail[queue]
+        head = self._load16(self.queue_driver[queue] + 4 + 2 * (last % num))
+        return self._chain(self.queue_desc[queue], num, head)
 
     def push(self, queue: int, chain: Chain, written: int) -> None:
         """Gives a buffer back, its first `written` writable bytes stored, and interrupts if the driver wants it."""
+        self.push_head(queue, chain.head, written)
+
+    def push_head(self, queue: int, head: int, written: int) -> None:
+        """As `push` does, of the buffer that begins with this descriptor."""
         ring = self.queue_device[queue]
         num = self.queue_num[queue]
         old = self.used_idx[queue]
         new = old + 1 & 0xFFFF
-        self._store(ring + 4 + 8 * (old % num), _USED.pack(chain.head, written & _U32))
+        self._store(ring + 4 + 8 * (old % num), _USED.pack(head, written & _U32))
         self._store(ring + 2, new.to_bytes(2, "little"))
         self.used_idx[queue] = new
         driver = self.queue_driver[queue]
@@ -258,16 +271,18 @@ class VirtioMmio(Device):
     def _chain(self, table: int, num: int, index: int) -> Chain:
         """Follows the descriptors from `index` on (sections 2.7.5 and 2.7.5.3)."""
         chain = Chain(index, [], [])
-        indirect = False
+        indirect, loaded = False, b""
         while len(chain.readable) + len(chain.writable) < QUEUE_NUM_MAX:
             if index >= num:
                 raise QueueFault(f"descriptor {index} of {num}")
-            pa, length, flags, following = _DESCRIPTOR.unpack(self._load(table + 16 * index, 16))
+            row = loaded[16 * index : 16 * index + 16] or self._load(table + 16 * index, 16)
+            pa, length, flags, following = _DESCRIPTOR.unpack(row)
             if flags & DESC_INDIRECT:
                 if indirect or flags & DESC_NEXT or not self.negotiated(F_INDIRECT_DESC) or length % 16:
                     raise QueueFault("indirect descriptor out of place")
                 indirect = True
                 table, num, index = pa, length // 16, 0
+                loaded = self._load(table, min(num, QUEUE_NUM_MAX) * 16)
                 continue
             if flags & DESC_WRITE:
                 chain.writable.append((pa, length))

@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import Literal
 
 from ringfence.errors import MachineError
+from ringfence.machine.device.disk_worker import join, quiet
 from ringfence.machine.device.virtio_blk import Disk
 from ringfence.monitor.vdevice.extent import Allocation, Claim, Extent, Use
 from ringfence.monitor.vdevice.overlay import Overlay, Unnamed, delta_size
@@ -32,6 +33,11 @@ class Span:
 
     def read(self, offset: int, length: int) -> bytes:
         return b"".join(disk.read(at, n) for disk, at, n in self._pieces(offset, length))
+
+    def read_now(self, offset: int, length: int) -> bytes | None:
+        (disk, at, n), *others = self._pieces(offset, length)
+        read_now = getattr(disk, "read_now", None)
+        return None if others or read_now is None else read_now(at, n)
 
     def write(self, offset: int, data: bytes) -> None:
         done = 0
@@ -92,6 +98,8 @@ class Minidisk:
         self.size = sum(extent.size for extent in extents)
         self.readonly = mode == "ro"
         self.allocation = allocation
+        self.beneath = allocation.disks[extents[0].disk]
+        """Where it begins."""
         self.owner: str | None = None
         """Whose it is, in words, while it is attached."""
         self._claims: list[Claim] = []
@@ -105,8 +113,11 @@ class Minidisk:
         if self.delta is not None:
             claims.append(Claim(f"the delta of {owner}", self.delta, "exclusive"))
         self.allocation.take(claims)
+        disks = [self.allocation.disks[claim.extent.disk] for claim in claims]
+        join(disks)
         try:
-            self._medium = self._open()
+            with quiet(*disks):
+                self._medium = self._open()
         except (OSError, MachineError) as error:
             self.allocation.give_back(claims)
             raise MachineError(f"{owner} cannot be used: {getattr(error, 'strerror', None) or error}") from error
@@ -120,12 +131,18 @@ class Minidisk:
         return Overlay(span, Unnamed(delta_size(span.size)) if self.delta is None else Span(disks, [self.delta]))
 
     def release(self) -> None:
-        """Its extents are nobody's, and no request reaches them any more; once is enough."""
+        """Its extents are nobody's, and no request reaches them any more; once is enough. What was begun is done."""
         self.allocation.give_back(self._claims)
-        self.owner, self._claims, self._medium = None, [], None
+        with quiet(self):
+            self.owner, self._claims, self._medium = None, [], None
 
     def read(self, offset: int, length: int) -> bytes:
         return self._verified(offset, length).read(offset, length)
+
+    def read_now(self, offset: int, length: int) -> bytes | None:
+        """The same where no medium is waited for, else None."""
+        medium = self._verified(offset, length)
+        return medium.read_now(offset, length) if length and isinstance(medium, Span) else None
 
     def write(self, offset: int, data: bytes) -> None:
         self._writable(offset, len(data)).write(offset, data)
