@@ -76,7 +76,7 @@ def ringfence(*words: str) -> CompletedProcess[str]:
 def test_disk_is_taken_in_run_and_given_out(
     appliance: Appliance, debian: Image, tmp_path: Path, data_home: Path
 ) -> None:
-    """The newest kernel in its partition starts it; what it writes lasts, but for a snapshot; and goes with the disk elsewhere."""
+    """The newest kernel starts it from its partition; what it writes lasts, but for a snapshot; an export has it."""
     qcow2 = tmp_path / "system.qcow2"
     copy(make_system(appliance, debian, tmp_path, 2), qcow2)
     taken = ringfence("image", "import", str(qcow2), "--name", "mine")
