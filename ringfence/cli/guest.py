@@ -118,6 +118,17 @@ def guest_of(
     return Guest(found.kernel, files, line, bios, END_OF_FILE, asks=not person, image=found, symbols=symbols)
 
 
+def disk_of(image: str | None) -> Path | None:
+    """The disk of the image of that name, which is made if it is not here. Raises ImageError."""
+    from ringfence.guest.program import EMBEDDED, MONITOR
+
+    if image is None or image in (EMBEDDED, MONITOR):
+        return None
+    from ringfence.cli.image import pulled
+
+    return pulled(image).disk
+
+
 def isa_of(image: str | None) -> Isa:
     """What the harts must have for a guest."""
     from ringfence.guest.program import MONITOR
@@ -139,7 +150,7 @@ def open_disks(names: Sequence[str], stack: ExitStack) -> Sequence[RawDisk | Qco
         readonly = mode != ""
         file = os.path.realpath(path)
         if file in given and not (readonly and given[file]):
-            raise MachineError(f"disk image {path} is given twice, which needs {READ_ONLY} behind it both times")
+            raise MachineError(f"disk image {path} is given twice, which needs {READ_ONLY} or {SNAPSHOT} both times")
         given[file] = readonly
         try:
             disk = open_snapshot(path) if mode == SNAPSHOT else open_disk(path, readonly=readonly)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,8 @@ import click
 from ringfence.cli.options import File
 
 if TYPE_CHECKING:
-    from ringfence.machine.device.capture import Capture
-    from ringfence.machine.device.user_network import Forward, UserNetwork
+    from ringfence.machine.device.user_network import Forward
+    from ringfence.machine.device.virtio_net import Link
 
 _PORTS = re.compile(r"(?:(?P<address>\d+\.\d+\.\d+\.\d+):)?(?P<host>\d{1,5}):(?P<guest>\d{1,5})(?P<udp>/udp)?(?:/tcp)?")
 
@@ -58,7 +58,7 @@ pcap = click.option(
 )
 
 
-def open_network(options: dict[str, Any], stack: ExitStack) -> tuple[UserNetwork | Capture, ...]:
+def open_network(options: dict[str, Any], stack: ExitStack) -> Sequence[Link]:
     """Raises MachineError, UsageError."""
     if options["network"] == "none" and options["publish"]:
         raise click.UsageError("-p is for a guest with a network, and --network none says that it has none")
@@ -71,18 +71,22 @@ def open_network(options: dict[str, Any], stack: ExitStack) -> tuple[UserNetwork
     source = click.get_current_context().get_parameter_source("clock")
     if source is not None and source.name.startswith("DEFAULT"):
         options["clock"] = "host"  # by the virtual one a guest that waits for an answer has waited long enough at once
-    network = stack.enter_context(UserNetwork(options["publish"]))
-    if not options["pcap"]:
-        return (network,)
-    from ringfence.machine.device.capture import Capture
-
-    return (stack.enter_context(closing(Capture(network, Path(options["pcap"])))),)
+    links = [stack.enter_context(UserNetwork(options["publish"]))]
+    return captured(links, Path(options["pcap"]), stack) if options["pcap"] else links
 
 
-def tell_time(links: tuple[UserNetwork | Capture, ...], now: Callable[[], int]) -> None:
+def captured(links: Sequence[Link], path: Path, stack: ExitStack) -> Sequence[Link]:
+    """The same links, with what goes through them in a file too. Raises MachineError."""
+    from ringfence.machine.device.capture import Capture, Captured
+
+    capture = stack.enter_context(closing(Capture(path)))
+    return [Captured(link, capture) for link in links]
+
+
+def tell_time(links: Sequence[Link], now: Callable[[], int]) -> None:
     """Frames in files have the guest's time (ns)."""
-    from ringfence.machine.device.capture import Capture
+    from ringfence.machine.device.capture import Captured
 
     for link in links:
-        if isinstance(link, Capture):
-            link.now = now
+        if isinstance(link, Captured):
+            link.capture.now = now

@@ -25,6 +25,8 @@ What a guest has:
     kernel, initrd, append, bios    instead of an image; as `ringfence run`
     memory, harts, seed             as `ringfence run`
     technique                       virtualizer, trap, vm-bit, translation or para
+    snapshot                        true: what is written to the disk that its
+                                    image has is lost at the end
     share                           weighs against the others' shares of harts
     cap, reservation                the most and the least that it gets of them,
                                     in fractions of one hart
@@ -34,10 +36,13 @@ What a guest has:
                                     guests that name the same one are joined
     shares                          directories of the host, as `ringfence run`:
                                     ["./src:/mnt/src", "./data:/data:ro"]
+    pcap                            a file for the frames of its network devices,
+                                    as tcpdump reads it
     guests                          of its own, instead of a program
 
 A guest on a guest may name the networks that the guest which it is on names. No network leads to the host.
 
+A guest whose image has a disk has that before its minidisks. Several can have the same one with `snapshot`.
 A minidisk is `size` bytes from `start` on, or all from there, of a disk of the machine that the guest is on. Its mode
 is rw (if none is said), ro, shared (others may write it too) or cow (copy on write, until the end).
 
@@ -48,8 +53,9 @@ has ended is the others'. Paths are relative to the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -58,15 +64,16 @@ import click
 import msgspec
 
 from ringfence.cli.console import report
-from ringfence.cli.guest import guest_of, isa_of, open_disks
+from ringfence.cli.guest import SNAPSHOT, disk_of, guest_of, isa_of, open_disks
+from ringfence.cli.network import captured, tell_time
 from ringfence.cli.options import DEEPEST, Memory
 from ringfence.cli.share import check_image, open_shares
 from ringfence.errors import MachineError, OutOfMemory, RingfenceError
 from ringfence.machine.board import Isa, MiB, virt
 from ringfence.machine.clock import Source
-from ringfence.machine.device.ninep import Share
 from ringfence.machine.device.uart16550 import ConsoleOut
 from ringfence.machine.device.virtio_blk import Disk
+from ringfence.machine.device.virtio_net import Link
 from ringfence.monitor.monitor import Monitor, Technique, overhead
 from ringfence.monitor.vdevice.extent import Extent
 from ringfence.monitor.vdevice.switch import Switch
@@ -98,6 +105,7 @@ class Guest(msgspec.Struct, forbid_unknown_fields=True):
     memory: str | None = None
     harts: int = 1
     seed: int | None = None
+    snapshot: bool = False
     share: int = 1
     cap: float | None = None
     reservation: float = 0
@@ -105,6 +113,7 @@ class Guest(msgspec.Struct, forbid_unknown_fields=True):
     technique: Technique = "virtualizer"
     minidisks: list[Minidisk] = msgspec.field(default_factory=list)
     networks: list[str] = msgspec.field(default_factory=list)
+    pcap: str | None = None
     shares: list[str] = msgspec.field(default_factory=list)
     guests: dict[str, Guest] = msgspec.field(default_factory=dict)
 
@@ -141,17 +150,26 @@ def build(
     `load` raises.
     """
     memory = size(site.memory) if site.memory is not None else _needed(site.guests)
-    disks = open_disks([_path(directory, disk) for disk in site.disks], stack)
+    names = [_path(directory, disk) for disk in site.disks]
+    disks = open_disks([*names, *_image_disks(site.guests)], stack)
     machine = virt(memory, site.harts, clock=clock, disks=disks, isa=site.isa or _isa(site.guests))
     paging = None if site.paging is None else size(site.paging)
     monitor = Monitor(machine, paging=paging)
     networks = {name: Switch() for guest in site.guests.values() for name in guest.networks}
-    shares = partial(open_shares, stack=stack, directory=directory)
-    guests = list(_create(monitor, site.guests, consoles, clock, DEEPEST, networks, shares))
+    host = _Host(directory, stack)
+    guests = list(_create(monitor, site.guests, consoles, clock, DEEPEST, networks, host, len(names)))
     for vm, guest in guests:
         with _about(vm.path):
             _load(vm, guest, directory)
     return monitor, [vm for vm, _ in guests]
+
+
+@dataclass(frozen=True)
+class _Host:
+    """Where a site's paths begin, and what closes its files."""
+
+    directory: Path
+    stack: ExitStack
 
 
 def _create(
@@ -161,9 +179,10 @@ def _create(
     clock: Source,
     deepest: int,
     networks: dict[str, Switch],
-    shares: Callable[[Sequence[str]], list[Share]],
+    host: _Host,
+    first: int,
 ) -> Iterator[tuple[VirtualMachine, Guest]]:
-    """The machines that have programs."""
+    """The machines that have programs. Disks of images are those of the monitor's machine from number `first` on."""
     if not deepest:
         raise MachineError(f"monitors are at most {DEEPEST} deep")
     for name, guest in guests.items():
@@ -174,7 +193,13 @@ def _create(
             for network in guest.networks:
                 if network not in networks:
                     raise MachineError(f"the machine that it is on has no network {network!r}")
-            links = [networks[network].port() for network in guest.networks]
+            links: Sequence[Link] = [networks[network].port() for network in guest.networks]
+            if guest.pcap is not None:
+                links = captured(links, Path(_path(host.directory, guest.pcap)), host.stack)
+            there = monitor.machine.disks
+            images = [Minidisk(disk=first + n) for n in range(len(_image_disks({name: guest})))]
+            first += len(images)
+            minidisks = [*guest.minidisks, *images] if guest.guests else [*images, *guest.minidisks]
             vm = monitor.create(
                 name,
                 _memory(guest),
@@ -182,23 +207,36 @@ def _create(
                 clock=clock,
                 seed=guest.seed,
                 console=None if guest.guests else consoles(path),
-                disks=[
-                    monitor.minidisk(_extent(disk, monitor.machine.disks), mode=disk.mode) for disk in guest.minidisks
-                ],
+                disks=[monitor.minidisk(_extent(disk, there), mode=disk.mode) for disk in minidisks],
                 links=links,
-                shares=shares(guest.shares),
+                shares=open_shares(guest.shares, host.stack, host.directory),
                 resident=size(guest.resident),
                 share=guest.share,
                 cap=guest.cap,
                 reservation=guest.reservation,
                 technique=guest.technique,
             )
+        tell_time(links, vm.clock.now)
         vm.on_end = partial(_leave, vm)
         if guest.guests:
             own = {network: Switch(link) for network, link in zip(guest.networks, links, strict=True)}
-            yield from _create(Monitor(vm), guest.guests, consoles, clock, deepest - 1, own, shares)
+            yield from _create(Monitor(vm), guest.guests, consoles, clock, deepest - 1, own, host, len(guest.minidisks))
         else:
             yield vm, guest
+
+
+def _image_disks(guests: Mapping[str, Guest]) -> list[str]:
+    """The disks of the images of these guests, and of those on them, in order."""
+    disks: list[str] = []
+    for name, guest in guests.items():
+        with _about(name):
+            disks += _image_disks(guest.guests)
+            disk = disk_of(guest.image)
+            if disk is not None:
+                disks.append(f"{disk}{SNAPSHOT}" if guest.snapshot else str(disk))
+            elif guest.snapshot:
+                raise MachineError("snapshot is for a guest whose image has a disk")
+    return disks
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,8 @@ from ringfence.monitor.vm import VirtualMachine
 
 KEPT = 1 << 14
 """Bytes of a console that are shown again when a terminal comes back to it."""
+_QUESTION = re.compile(rb"\x1b\[[0-9;?>=]*[cn]")
+"""What a guest asked a terminal, which would answer once more: device status and attributes (ECMA-48, DSR and DA)."""
 
 
 class Died(RingfenceError):
@@ -54,7 +57,7 @@ class Channel(Output):
     def show(self) -> None:
         """The terminal is this console's."""
         self.shown = True
-        self.put(b"\r\n[" + self.name.encode() + b"]\r\n" + bytes(self._kept))
+        self.put(b"\r\n[" + self.name.encode() + b"]\r\n" + _QUESTION.sub(b"", self._kept))
 
     def end(self) -> None:
         """What is left of a line that has not ended."""

@@ -374,7 +374,7 @@ def test_run_shares_a_disk_that_is_only_read(
     found = ringfence("run", "--kernel", kernel(*leave(0x5555)), "--disk", files[0], "--disk", files[1])
     assert found.returncode == status
     if status:
-        assert sentence(found) == f"disk image {tmp_path}/link is given twice, which needs :ro behind it both times"
+        assert sentence(found) == f"disk image {tmp_path}/link is given twice, which needs :ro or :snapshot both times"
 
 
 @pytest.mark.parametrize("mode", [":snapshot:ro", ":ro:snapshot"])

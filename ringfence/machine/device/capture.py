@@ -1,4 +1,4 @@
-"""Frames of a link in a file, as tcpdump and Wireshark read it.
+"""Frames of links in a file, as tcpdump and Wireshark read it.
 
 Source: "PCAP Capture File Format" (IETF draft-ietf-opsawg-pcap), with times in nanoseconds.
 """
@@ -20,11 +20,10 @@ _SECOND = 1_000_000_000
 
 
 class Capture:
-    """A link through which all frames of another go, both ways. `now`: the time that each is told with (ns)."""
+    """A file of frames. `now`: the time that each is told with (ns)."""
 
-    def __init__(self, link: Link, path: Path) -> None:
+    def __init__(self, path: Path) -> None:
         """Raises MachineError where the file cannot be written."""
-        self.mac, self._link = link.mac, link
         self.now: Callable[[], int] = lambda: 0
         self._lock = threading.Lock()
         self._lost = False
@@ -39,23 +38,13 @@ class Capture:
         """The file could not take all: the guest goes on, and nothing more is written."""
         return self._lost
 
-    def connect(self, receive: Callable[[bytes], None]) -> None:
-        def come(frame: bytes) -> None:
-            self._take(frame)
-            receive(frame)
-
-        self._link.connect(come)
-
-    def send(self, frame: bytes) -> None:
-        self._take(frame)
-        self._link.send(frame)
-
     def close(self) -> None:
         with self._lock:
             self._file.close()
             self._lost = True
 
-    def _take(self, frame: bytes) -> None:
+    def take(self, frame: bytes) -> None:
+        """One frame more."""
         when, length = self.now(), len(frame)
         self._write(_FRAME.pack(when // _SECOND, when % _SECOND, length, length) + frame)
 
@@ -68,3 +57,21 @@ class Capture:
                 self._file.flush()
             except OSError:
                 self._lost = True
+
+
+class Captured:
+    """A link through which all frames of another go, both ways, and into a file."""
+
+    def __init__(self, link: Link, capture: Capture) -> None:
+        self.mac, self._link, self.capture = link.mac, link, capture
+
+    def connect(self, receive: Callable[[bytes], None]) -> None:
+        def come(frame: bytes) -> None:
+            self.capture.take(frame)
+            receive(frame)
+
+        self._link.connect(come)
+
+    def send(self, frame: bytes) -> None:
+        self.capture.take(frame)
+        self._link.send(frame)
