@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,9 @@ pytestmark = pytest.mark.long
 RINGFENCE = [sys.executable, "-m", "ringfence"]
 SECONDS = 900.0
 """The most for anything that a guest does."""
+
+
+ECHO = "use IO::Socket; $s = IO::Socket::INET->new(Proto => udp, LocalPort => 99); $s->recv($x, 99); $s->send($x)"
 
 
 class Console:
@@ -117,13 +120,16 @@ def ssh(home: Path, port: int, command: str) -> str:
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_debian_is_used_like_any_other(home: Path, tmp_path: Path, depth: int) -> None:
-    """To the login prompt; in by ssh through a forwarded port; a package by apt; a share edited from both sides. What
-    was done lasts.
+    """To the login prompt; in by ssh through a forwarded port, and by UDP through another; a package by apt; a share
+    edited from both sides. What was done lasts.
     """
+    datagrams = free_port()
     port, package = free_port(), ["tree", "bc"][depth - 1]
     (tmp_path / "notes").write_text("from the host\n")
     share = f"{tmp_path}:/mnt/src"
-    with running("run", "debian-full", "--depth", str(depth), "-p", f"{port}:22", "--share", share) as console:
+    with running(
+        "run", "debian-full", "--depth", str(depth), "-p", f"{port}:22", "-p", f"{datagrams}:99/udp", "--share", share
+    ) as console:
         console.expect("debian login: ")
         assert "running" in ssh(home, port, "systemctl is-system-running --wait")
         assert ssh(home, port, "echo from the guest >>/mnt/src/notes; cat /mnt/src/notes").splitlines() == [
@@ -134,6 +140,11 @@ def test_debian_is_used_like_any_other(home: Path, tmp_path: Path, depth: int) -
             file.write("once more\n")
         assert ssh(home, port, "tail -1 /mnt/src/notes") == "once more\n"
         ssh(home, port, f"apt-get -q update && apt-get -q install -y {package}")
+        ssh(home, port, f"perl -e '{ECHO}' >/dev/null 2>&1 &")
+        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as client:
+            client.settimeout(SECONDS)
+            client.sendto(b"over UDP", ("127.0.0.1", datagrams))
+            assert client.recv(100) == b"over UDP"
         console.type("root")
         console.expect("root@debian:~# ")
         console.type("poweroff")

@@ -7,12 +7,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from hashlib import md5
 
 import pytest
 
 from ringfence import Image, MachineError, MiB, load, nested
 from ringfence.machine.device import user_network
-from ringfence.machine.device.user_network import GUEST, HOST, LIBRARY, Forward, UserNetwork
+from ringfence.machine.device.user_network import GUEST, HOST, HOST6, LIBRARY, Forward, UserNetwork
 
 BULK = 2_000_000
 
@@ -35,9 +36,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(data: bytes) -> Iterator[int]:
+def serving(data: bytes, address: str = "127.0.0.1") -> Iterator[int]:
     """A port of the host's that gives this to one who comes."""
-    server = socket.create_server(("127.0.0.1", 0))
+    server = socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
 
     def serve() -> None:
         connection, _ = server.accept()
@@ -54,7 +55,9 @@ def serving(data: bytes) -> Iterator[int]:
 @needs_library
 @pytest.mark.parametrize("depth", [0, 2])
 def test_debian_reaches_the_host_and_is_reached(depth: int, debian: Image) -> None:
-    """An address by DHCP, TCP and UDP to servers on the host, TCP from the host to a forwarded port."""
+    """An address by DHCP, TCP and UDP to servers on the host, TCP from the host to a forwarded port; and an IPv6
+    address from the router that the network is, with TCP to a server on the host.
+    """
     port = free_port()
     got: list[bytes] = []
 
@@ -74,6 +77,14 @@ def test_debian_reaches_the_host_and_is_reached(depth: int, debian: Image) -> No
         console.send(f"ifconfig eth0 {GUEST}; nc {HOST} {server} | wc -c; echo DO''NE2\n")
         console.expect("DONE2")
         assert f"\n{BULK}\r" in console.text
+        with serving(b"x" * BULK, "::1") as server6:
+            console.send(
+                "until ip -6 addr show eth0 | grep -v tentative | grep -q fec0; do sleep 0.2; done; echo DO''NE6\n"
+            )
+            console.expect("DONE6")
+            console.send(f"nc {HOST6} {server6} | md5sum; echo DO''NE7\n")
+            console.expect("DONE7")
+        assert md5(b"x" * BULK).hexdigest() in console.text
         console.send("(sleep 1; echo RE''ADY) & echo hallo | nc -l -p 99; echo DO''NE3\n")
         console.expect("READY")
         thread = threading.Thread(target=client)

@@ -65,7 +65,8 @@ class _Callbacks(c.Structure):
     ]
 
 
-_Address, _Address6 = c.c_uint8 * 4, c.c_uint8 * 16
+_Address6 = c.c_uint32 * 4
+"""An in6_addr, aligned as C has it."""
 
 
 class _Config(c.Structure):
@@ -273,7 +274,7 @@ def _number(address: str) -> int:
 
 def _configuration() -> _Config:
     def six(address: str) -> Any:
-        return _Address6(*socket.inet_pton(socket.AF_INET6, address))
+        return _Address6.from_buffer_copy(socket.inet_pton(socket.AF_INET6, address))
 
     return _Config(
         version=1,
