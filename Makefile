@@ -1,5 +1,6 @@
 # make run     the embedded guest, at its shell          make bench    speed beside QEMU, and of monitors
 # make test    lint, types and tests                     make guest    rebuild the embedded guest
+# make long    the tests that take an hour, which those leave out
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,6 +13,9 @@ test: $(VENV)/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto -rs
+
+long: $(VENV)/tested
+	$(BIN)/pytest -m long -rs --durations=0 tests
 
 guest: $(VENV)/tested
 	$(BIN)/python -m ringfence.guest.program.build
@@ -31,4 +35,4 @@ $(VENV)/tested: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
-.PHONY: run test guest bench clean
+.PHONY: run test long guest bench clean

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -109,8 +109,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield place
 
 
+def ssh_is_there(port: int) -> bool:
+    with suppress(OSError), closing(socket.create_connection(("127.0.0.1", port), timeout=60)) as connection:
+        return connection.recv(4) == b"SSH-"
+    return False
+
+
 def ssh(home: Path, port: int, command: str) -> str:
-    """What the command prints; with status 0."""
+    """What the command prints; with status 0. The server starts a little after the login prompt."""
+    deadline = time.monotonic() + SECONDS
+    while not ssh_is_there(port):
+        assert time.monotonic() < deadline
+        time.sleep(1)
     options = ["StrictHostKeyChecking=accept-new", f"UserKnownHostsFile={home}/known.{port}", "ConnectTimeout=300"]
     words = ["ssh", "-i", str(home / ".ssh/id_ed25519"), "-p", str(port), *(f"-o{option}" for option in options)]
     done = subprocess.run([*words, "root@127.0.0.1", command], capture_output=True, text=True, timeout=SECONDS)
@@ -206,3 +216,19 @@ def test_git_is_cloned_between_two_guests(served: str, tmp_path: Path, inside: s
         console.type("until git clone -q git://there/work; do sleep 5; done; sha256sum work/data; echo $? $HOSTNAME")
         console.expect(f"here: {served}  work/data")
         console.expect("here: 0 here")
+
+
+def test_same_packages_make_the_same_disk(home: Path, tmp_path: Path) -> None:
+    """Byte for byte, whoever makes it and when; another user's is another."""
+    outputs = [tmp_path / name for name in ("a.img", "b.img")]
+    makers = []
+    for number, output in enumerate(outputs):
+        environment = {**os.environ, "TZ": ["UTC", "Asia/Tokyo"][number], "LC_ALL": ["C", "C.UTF-8"][number]}
+        words = ["image", "build", "debian", "--size", "2G", "--packages", "bc", "--user", "me", "-o", str(output)]
+        makers.append(
+            subprocess.Popen([*RINGFENCE, *words], env=environment, cwd=tmp_path, umask=[0o22, 0o77][number])
+        )  # fmt: skip
+    assert [maker.wait(SECONDS) for maker in makers] == [0, 0]
+    with outputs[0].open("rb") as one, outputs[1].open("rb") as other:
+        while block := one.read(1 << 20):
+            assert block == other.read(1 << 20), f"they differ before byte {one.tell():,}"
