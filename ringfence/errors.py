@@ -5,6 +5,7 @@
         MirrorError     125  the mirror cannot be reached, or must not be believed
           BadAddress    2    what was given as a mirror is no address of one
         NoSuchImage     127  no image has that name
+        BadSystem       2    a system cannot be installed as asked
         DamagedImage    125  an image's files are not those that were made
       MachineError      2    a machine cannot be made as asked
       NotBootable       126  what was given cannot be booted
@@ -43,6 +44,12 @@ class NoSuchImage(ImageError):
     """Neither the catalog nor the cache directory has an image of that name."""
 
     status: ClassVar[int] = 127
+
+
+class BadSystem(ImageError):
+    """What was asked for cannot be installed."""
+
+    status: ClassVar[int] = 2
 
 
 class DamagedImage(ImageError):

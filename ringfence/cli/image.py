@@ -64,6 +64,11 @@ def _versions(packages: "Sequence[Package]") -> str:
     return printable(", ".join(f"{package.name} {package.version}" for package in packages[:2]))
 
 
+def _tell_of_keys(keys: Sequence[str]) -> None:
+    if not keys:
+        click.echo("nobody can log in by ssh: there is no public key in ~/.ssh, and --key FILE named none", err=True)
+
+
 def _keys(files: Sequence[str]) -> tuple[str, ...]:
     """The public keys in these files, or those of the user."""
     lines: list[str] = []
@@ -128,6 +133,8 @@ def pull(name: str, mirror: str | None, keyring: str | None, update: bool, keys:
     versions = _versions(found.lock.packages)
     if changed:
         click.echo(f"{name} is made of {versions}")
+        if installed:
+            _tell_of_keys(_keys(keys))
     elif update:
         click.echo(f"{name} is up to date: {versions}")
     elif installed:
@@ -174,6 +181,8 @@ def build(
         mirrors, allowed = settings.mirrors(mirror), settings.keyring(keyring)
         system = store.build(name, wanted, mirrors, allowed, place, progress=progress, steps=steps)
     click.echo(f"{output} is made of {len(system.packages)} packages, with {_versions(system.packages)}")
+    if "openssh-server" in names:
+        _tell_of_keys(wanted.keys)
 
 
 @image.command("import")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Protocol
 
-from ringfence.errors import ImageError
+from ringfence.errors import BadSystem, ImageError
 
 Fields = dict[str, str]
 """A package's fields in the index, by their names in lower case."""
@@ -26,7 +26,8 @@ class Packages(Protocol):
 
 
 def closure(packages: Packages, names: Iterable[str]) -> list[str]:
-    """The packages and all that they need, sorted. ImageError: there is no such package, or none that one needs.
+    """The packages and all that they need, sorted. BadSystem: there is none of that name; ImageError: nor one that is
+    needed.
 
     Of alternatives the one counts that is needed anyway, else the first that there is, a package before its providers.
     """
@@ -36,7 +37,7 @@ def closure(packages: Packages, names: Iterable[str]) -> list[str]:
     def take(name: str) -> None:
         fields = packages.find(name)
         if fields is None:
-            raise ImageError(f"there is no package {name}")
+            raise BadSystem(f"the archive has no package {name}")
         found[name] = fields
         provided.update(relation_names(fields.get("provides", "")))
         waiting.append(name)

@@ -214,6 +214,8 @@ class Store:
         entry = catalog.system(base)
         if os.path.lexists(disk):
             raise ImageError(f"{disk} is there already")
+        if not disk.parent.is_dir():
+            raise ImageError(f"nothing can be stored in {disk.parent}: there is no such directory")
         raw = disk.with_name(f".{disk.name}.{secrets.token_hex(8)}")
         try:
             self._packages.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from typing import IO
 
 import msgspec
 
-from ringfence.errors import ImageError
+from ringfence.errors import BadSystem
 from ringfence.guest.appliance import Appliance
 from ringfence.guest.archive import Index, Release
 from ringfence.guest.boot_files import boot_files
@@ -56,13 +56,13 @@ class Settings(msgspec.Struct, frozen=True):
     keys: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises ImageError."""
+        """Raises BadSystem."""
         if self.size < SMALLEST or self.size % 4096:
-            raise ImageError(f"a Debian needs a disk of at least {SMALLEST >> 20} MiB, a multiple of 4 KiB")
+            raise BadSystem(f"a Debian needs a disk of at least {SMALLEST >> 20} MiB, a multiple of 4 KiB")
         if not _HOST.fullmatch(self.hostname):
-            raise ImageError(f"{self.hostname!r} is no host name: it has letters, digits and hyphens")
+            raise BadSystem(f"{self.hostname!r} is no host name: it has letters, digits and hyphens")
         if self.user is not None and not _NAME.fullmatch(self.user):
-            raise ImageError(f"{self.user!r} is no name for a user: it has small letters, digits and hyphens")
+            raise BadSystem(f"{self.user!r} is no name for a user: it has small letters, digits and hyphens")
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def test_closure_names_what_is_missing() -> None:
     suite = Suite(a="depends: x | y")
     with pytest.raises(ImageError, match="the package a needs x or y, which the archive does not have"):
         closure(suite, ["a"])
-    with pytest.raises(ImageError, match="there is no package b"):
+    with pytest.raises(ImageError, match="the archive has no package b"):
         closure(suite, ["b"])
 
 
