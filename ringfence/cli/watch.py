@@ -20,7 +20,7 @@ PANIC_LINES = re.compile(r"(\[[ \d.]+\] *)?(---\[ end Kernel panic - not syncing
 """What kernels print last before they stop for good: Linux; xv6 and its relatives."""
 PANIC_NS = 50_000_000
 PANIC_LOOKS = 3
-SILENT_STEPS = 1_000_000_000
+SILENT_STEPS = 5_000_000_000
 LOOP_LOOKS = 3
 HANDLER_START = 64
 """Bytes of a trap handler in which no trap can be taken again: the state that the first one left is not saved yet."""
