@@ -145,6 +145,8 @@ class UserNetwork:
         """Files and events, as the library asked for them."""
         self._found: dict[int, int] = {}
         self._closing = False
+        self._stirred = False
+        """The thread will look at frames that have come by now."""
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._callbacks = self._make_callbacks()
         self._add_poll, self._get_events = _AddPoll(self._add), _GetEvents(self._events)
@@ -170,7 +172,9 @@ class UserNetwork:
     def send(self, frame: bytes) -> None:
         if len(self._frames) < WAITING and not self._closing:  # then the descriptor is another's
             self._frames.append(frame)
-            self._stir()
+            if not self._stirred:
+                self._stirred = True
+                self._stir()
 
     def close(self) -> None:
         """Forwarded ports are free again; once is enough."""
@@ -211,6 +215,7 @@ class UserNetwork:
             self._found = dict(poll.poll(wait))
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake)
+            self._stirred = False
             functions.slirp_pollfds_poll(slirp, 0, self._get_events, None)
             for handle, (call, argument, when) in list(self._timers.items()):
                 if when is not None and when <= _now() and handle in self._timers:
