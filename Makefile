@@ -1,6 +1,6 @@
 # make run     the embedded guest, at its shell          make bench    speed beside QEMU, and of monitors
 # make test    lint, types and tests                     make guest    rebuild the embedded guest
-# make long    the tests that take an hour, which those leave out
+# make long    the tests that those leave out: an hour
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -119,10 +119,11 @@ def measured_on(runs: int, versions: Versions) -> str:
     cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     qemu = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
     packages = ", ".join(f"{name} {known}" for name, known in versions.packages.items())
+    kernel = ".".join(platform.release().split(".")[:2])
     return (
         f"Medians of {runs} alternating run{'s' if runs > 1 else ''}, on {os.cpu_count()} cores of "
-        f"{cpu[1] if cpu else platform.machine()}, Linux {'.'.join(platform.release().split('.')[:2])}. Ringfence {ringfence.__version__} on "
-        f"Python {platform.python_version()}; {qemu}. The guest: Debian {versions.debian}, kernel {versions.kernel}; "
+        f"{cpu[1] if cpu else platform.machine()}, Linux {kernel}. Ringfence "
+        f"{ringfence.__version__} on Python {platform.python_version()}; {qemu}. The guest: Debian {versions.debian}, kernel {versions.kernel}; "
         f"{packages}. The host's load average over 15 minutes was {os.getloadavg()[2]:.1f} at the end; the benchmark "
         "by itself keeps about one core busy."
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from installed import Installed, install
 from loopback_archive import Keys, Mirror, make_keys
 
 from ringfence.errors import NoSuchImage, RingfenceError
@@ -97,3 +98,9 @@ def debian(request: pytest.FixtureRequest) -> Image:
         image = request.getfixturevalue("debian_image")
         assert isinstance(image, Image)
         return image
+
+
+@pytest.fixture(scope="session")
+def installed() -> Installed:
+    """A Debian on a disk, with the tools of the long runs; made where it is not here, which takes minutes."""
+    return install()

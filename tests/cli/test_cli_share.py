@@ -88,13 +88,19 @@ def test_run_and_up_give_guests_their_shares(debian: Image, tmp_path: Path, monk
         found = ringfence("run", "debian", *options, "--", "sh", "-c", f"{script}; true")
         assert (found.returncode, found.stdout, found.stderr) == (0, b"from here\n" + cached, b"")
     assert (tmp_path / "src" / "out").read_text() == "there\n"
+    (tmp_path / "secret").write_text("not to be seen\n")
+    (tmp_path / "src" / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "src" / "up").symlink_to("../secret")
     site = tmp_path / "site.toml"
     site.write_text(
         '[guests.outer.guests.inner]\nimage = "debian"\nmemory = "128M"\n'
-        'shares = ["./src:/mnt/src:ro"]\ncommand = ["sh", "-c", "cat /mnt/src/out; >/mnt/src/no"]\n'
+        'shares = ["./src:/mnt/src:ro"]\ncommand = ["sh", "-c", "cd /mnt/src; cat out; cat link up; >no"]\n'
     )
     found = ringfence("up", str(site))
     assert b"outer/inner: there\n" in found.stdout and b"Read-only file system" in found.stdout
+    for link in (b"link", b"up"):  # which lead out of the share
+        assert b"can't open '%s': No such file or directory" % link in found.stdout
+    assert b"not to be seen" not in found.stdout
     assert not (tmp_path / "src" / "no").exists()
 
 
