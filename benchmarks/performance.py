@@ -123,7 +123,8 @@ def measured_on(runs: int, versions: Versions) -> str:
     return (
         f"Medians of {runs} alternating run{'s' if runs > 1 else ''}, on {os.cpu_count()} cores of "
         f"{cpu[1] if cpu else platform.machine()}, Linux {kernel}. Ringfence "
-        f"{ringfence.__version__} on Python {platform.python_version()}; {qemu}. The guest: Debian {versions.debian}, kernel {versions.kernel}; "
+        f"{ringfence.__version__} on Python {platform.python_version()}; {qemu}. The guest: Debian {versions.debian}, "
+        f"kernel {versions.kernel}; "
         f"{packages}. The host's load average over 15 minutes was {os.getloadavg()[2]:.1f} at the end; the benchmark "
         "by itself keeps about one core busy."
     )
