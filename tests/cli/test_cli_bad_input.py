@@ -1,4 +1,4 @@
-"""What a user gives that cannot be used, by command: a sentence and a status; and what a guest hears of the host."""
+"""What a user gives that cannot be used, by command: a sentence and a status; and what a guest is told of it."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ JOB = (
 
 
 def fio(
-    installed: Installed, directory: Path, disk: str, clock: str, how: str, output: str, seconds: float = 900
+    installed: Installed, directory: Path, disk: str, clock: str, how: str, output: str, seconds: float = 1800
 ) -> dict[str, Any]:
     """What a run of the job says of itself."""
     script = f"fio {JOB} {how} --output=/tmp/{output}; echo fio ends with $?; cp /tmp/{output} .\n"

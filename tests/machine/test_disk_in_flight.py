@@ -383,3 +383,15 @@ def test_state_that_is_none_is_refused(taken: bytes) -> None:
         assert driver.device.snapshot() == state
     else:
         assert driver.device.snapshot()["taken"] == taken
+
+
+def test_a_status_byte_behind_the_last_address_stops_the_device() -> None:
+    """It is nowhere in RAM, and in no state that is taken meanwhile."""
+    driver = BlockDriver()
+    rows = driver.rows(T_IN, 0, [(DATA, SECTOR)])
+    driver.descriptors(DESC, [*rows[:-1], ((1 << 64) - 1, 2, WRITE)])
+    driver.offer()
+    driver.notify()
+    assert driver.device.snapshot()["taken"] == b""
+    driver.run()
+    assert driver.needs_reset

@@ -199,6 +199,8 @@ def begin(chain: Chain, memory: Memory) -> Request:
     kind, _, sector = HEADER.unpack(header)
     pa, length = chain.writable[-1]
     ((status_pa, _),) = [(pa, 1)] if length == 1 else pieces(chain.writable, room, 1)
+    if status_pa >> 64:  # where a piece goes on behind the last address
+        raise QueueFault("block request outside RAM")
     return Request(chain.head, kind, sector * SECTOR, status_pa, room)
 
 
