@@ -115,7 +115,11 @@ def kernel(tmp_path: Path) -> Callable[..., str]:
         (["run", "--initrd", "x"], 2, "--initrd needs a --kernel"),
         (["run", "debian", "--kernel", "x"], 2, "do not go together"),
         (["run", "corral", "--", "ls"], 2, "runs no command"),
-        (["run", "nosuch"], 127, "no image is called 'nosuch': there are debian, debian-full and, built in, corral and vmm"),
+        (
+            ["run", "nosuch"],
+            127,
+            "no image is called 'nosuch': there are debian, debian-full and, built in, corral and vmm",
+        ),
         (["run", "coral"], 127, "did you mean corral"),
         (["run", "--kernel", ""], 2, "'--kernel': a file has a name, and this is empty"),
         (["run", "--dump-dtb", ""], 2, "'--dump-dtb': a file has a name, and this is empty"),
