@@ -53,7 +53,7 @@ def list_images() -> None:
 
 def _state(found: "Image | None") -> str:
     if found is None:
-        return "damaged: pull it again"
+        return "damaged"
     if not found.lock.packages:
         return "imported"
     return f"{found.lock.suite} {found.lock.version}, kernel {found.lock.packages[0].version}"

@@ -71,7 +71,7 @@ class Store:
         if (shelf := self._shelf(name)) is None:
             raise self._absent(name)
         if (image := shelf.read(name)) is None:
-            raise DamagedImage(name)
+            raise self._damaged(shelf, name)
         return image
 
     def path(self, name: str) -> Path:
@@ -172,7 +172,7 @@ class Store:
             if old is not None:
                 return Pulled(old, False)
             if self._kept.has(name):
-                raise DamagedImage(name)  # with what was done on it: nobody else deletes that
+                raise self._damaged(self._kept, name)
 
             def fill(directory: Path) -> Lock:
                 system = self.build(entry.system, settings, mirrors, keyring, directory / DISK, progress, steps)
@@ -217,16 +217,17 @@ class Store:
         if not disk.parent.is_dir():
             raise ImageError(f"nothing can be stored in {disk.parent}: there is no such directory")
         raw = disk.with_name(f".{disk.name}.{secrets.token_hex(8)}")
-        try:
-            self._packages.mkdir(parents=True, exist_ok=True)
-            index = self._index(mirrors, keyring, entry, self._packages, progress)
-            system = build(index, entry, settings, raw, steps)
-            moved(raw, disk)
-        except OSError as error:
-            raise ImageError(unwritable(disk.parent, error)) from None
-        finally:
-            raw.unlink(missing_ok=True)
-        index.prune()
+        with self._cached.locked():  # for the packages, which another process may bring or delete
+            try:
+                self._packages.mkdir(exist_ok=True)
+                index = self._index(mirrors, keyring, entry, self._packages, progress)
+                system = build(index, entry, settings, raw, steps)
+                moved(raw, disk)
+                index.prune()
+            except OSError as error:
+                raise ImageError(unwritable(disk.parent, error)) from None
+            finally:
+                raw.unlink(missing_ok=True)
         return system
 
     def add(
@@ -265,6 +266,14 @@ class Store:
     def _shelf(self, name: str) -> Shelf | None:
         """Where something has that name."""
         return next((shelf for shelf in (self._kept, self._cached) if shelf.has(name)), None)
+
+    def _damaged(self, shelf: Shelf, name: str) -> ImageError:
+        if shelf is self._cached:
+            return DamagedImage(name)
+        return ImageError(
+            f"the image {name} is damaged: its files are in {shelf.directory / name}, and `ringfence image rm {name}`"
+            " deletes them, with what was done on its disk"
+        )
 
     def _absent(self, name: str) -> NoSuchImage:
         catalog.entry(name)

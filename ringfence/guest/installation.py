@@ -153,7 +153,7 @@ def _files(selection: Selection, settings: Settings, release: Release) -> Archiv
     archive = Archive()
     variables = {
         "now": str(int(release.date.timestamp())),
-        "uuid": str(uuid.uuid5(uuid.NAMESPACE_OID, repr((selection, settings)))),
+        "uuid": str(uuid.uuid5(uuid.NAMESPACE_OID, msgspec.json.encode((selection.all, settings)).decode())),
         "user": settings.user or "",
         "needed": " ".join(name for name in sorted(by_name) if name not in selection.asked),
     }
